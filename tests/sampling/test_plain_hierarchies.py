@@ -67,12 +67,26 @@ def without_information():
 
 
 @cp.program
-def modes():
+def mixture(means, sd):
     two = dist.MixtureSameFamily(
-        dist.Categorical(probs=jnp.array([0.5, 0.5])),
-        dist.Normal(jnp.array([-3.0, 3.0]), 0.1),
+        dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Normal(means, sd)
     )
     numpyro.sample("x", two)
+
+
+def mixture_of(apart, sd):
+    """A mixture of two laws, whose numbers are data: code is compiled once for all."""
+    return cp.compile(mixture, jnp.array([-apart, apart]), jnp.float32(sd))
+
+
+def modes():
+    """Two separated modes."""
+    return mixture_of(3.0, 0.1)
+
+
+def one_mode():
+    """Two laws that overlap in one mode."""
+    return mixture_of(0.3, 1.0)
 
 
 def exact_draws(layout, number):
@@ -415,7 +429,7 @@ def test_half_of_the_steps_are_shorter_whatever_the_place_is():
     share, most = tuning.LATENTS.short
     kernel = ShortAndLong(0.3, 4)
     x = {"x": jnp.zeros(())}
-    state = HamiltonianState(x, cp.compile(modes).evaluator(x, 0), x)
+    state = HamiltonianState(x, modes().evaluator(x, 0), x)
 
     def length(uniform):
         """Return the step that this number on (0, 1) chooses, over the step size."""
@@ -455,7 +469,7 @@ def test_only_hierarchies_of_latents_alone_are_moved_in_both_coordinates():
     assert isinstance(sampler.kernel, InBothCoordinates)
     assert sampler.kernel.evaluations_per_step == 8
     assert "centred and non-centred" in reason
-    alone = cp.compile(modes)
+    alone = modes()
     assert not has_dependents(alone)
     sampler, _ = choose(alone, 100)
     assert isinstance(sampler.kernel, cp.HMC)
@@ -474,7 +488,7 @@ def test_a_group_mean_of_many_members_has_its_variance():
 
 
 def test_a_population_that_hardly_moves_has_not_settled():
-    density = cp.compile(modes)
+    density = modes()
     rng = np.random.default_rng(0)
     start = rng.standard_normal((400, 1))
     after = start + 0.1 * rng.standard_normal((400, 1))
@@ -486,7 +500,7 @@ def test_a_population_that_hardly_moves_has_not_settled():
 
 
 def test_chains_in_separated_modes_are_unsettled_unless_global_moves_renewed_them():
-    density = cp.compile(modes)
+    density = modes()
     kernel = cp.HMC(0.05, num_leapfrog=4)
     sampler = cp.AnnealedMCMC(kernel, 20, then=cp.WarmUp())
     stuck = run(density, chains=200, sampler=sampler)
@@ -503,35 +517,30 @@ class Still(cp.WarmUp):
         return run
 
 
-@cp.program
-def one_mode():
-    two = dist.MixtureSameFamily(
-        dist.Categorical(probs=jnp.array([0.5, 0.5])),
-        dist.Normal(jnp.array([-0.3, 0.3]), 1.0),
-    )
-    numpyro.sample("x", two)
-
-
-@pytest.mark.parametrize("program", [one_mode, modes])
-def test_global_moves_excuse_memory_only_where_modes_keep_the_chains(program):
+@pytest.mark.parametrize("made", [one_mode, modes])
+def test_global_moves_excuse_memory_only_where_modes_keep_the_chains(made):
     """The proposals of the one may have missed what moves inside of its mode reach."""
     then = (cp.GlobalMoves(20), Still())
     sampler = cp.AnnealedMCMC(cp.HMC(0.05, num_leapfrog=4), 20, then=then)
-    result = run(cp.compile(program), chains=200, sampler=sampler)
-    assert result.status.has(Code.UNSETTLED) == (program is one_mode)
+    result = run(made(), chains=200, sampler=sampler)
+    assert result.status.has(Code.UNSETTLED) == (made is one_mode)
 
 
 def test_latents_of_runs_without_a_warm_up_have_to_forget_their_start_too(tmp_path):
-    density = cp.compile(one_mode)
-    slow = cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=1), 3)
+    density = one_mode()
+
+    def moved(step_size):
+        kernel = cp.HMC(step_size, num_leapfrog=3, jitter=0.5)
+        return cp.AnnealedMCMC(kernel, 20)
+
+    slow = moved(0.002)  # of the other one's code
     result = run(density, chains=200, sampler=slow, checkpoint_dir=tmp_path)
     assert result.trust.memory > 0.9
     check_finding(result.status, Code.UNSETTLED)
     # A run that goes on from its checkpoint knows where its chains began.
     again = run(density, chains=200, sampler=slow, checkpoint_dir=tmp_path)
     assert again.trust.memory == result.trust.memory
-    fast = cp.AnnealedMCMC(cp.HMC(1.0, num_leapfrog=3, jitter=0.5), 20)
-    settled = run(density, chains=200, sampler=fast)
+    settled = run(density, chains=200, sampler=moved(1.0))
     assert settled.trust.memory == 0.0
     assert settled.status.ok
 

@@ -175,13 +175,22 @@ def test_without_the_change_of_volume_they_would_not(
     assert (log_tau.mean() + 1.0) / away > 1
 
 
+def compiled(coordinates):
+    """The way to standard coordinates and back, of many points: as single operations
+    they would be compiled one by one."""
+    there = jax.jit(jax.vmap(coordinates.standardise))
+    back = jax.jit(jax.vmap(coordinates.place))
+    return there, back
+
+
 def test_coordinates_are_those_of_the_standard_normals_and_come_back():
     density = cp.compile(prior)
     layout = Layout.of_density(density)
     coordinates = StandardCoordinates(density, layout)
+    standardise, place = compiled(coordinates)
     v = exact_draws(layout, 500)
-    u = jax.vmap(coordinates.standardise)(v)
-    back, log_volume, accurate = jax.vmap(coordinates.place)(u)
+    u = standardise(v)
+    back, log_volume, accurate = place(u)
     np.testing.assert_allclose(back, v, atol=1e-5)
     assert accurate.all()
     log_tau = layout.position(v, 1.0)["tau"]
@@ -192,8 +201,8 @@ def test_coordinates_are_those_of_the_standard_normals_and_come_back():
     # Below the rounding error of theta standard coordinates are lost.
     lost = v.at[:, 1 + MEMBERS].set(-18.0)
     assert layout.position(lost, 1.0)["tau"][0] == -18.0
-    u = jax.vmap(coordinates.standardise)(lost)
-    _, _, accurate = jax.vmap(coordinates.place)(u)
+    u = standardise(lost)
+    _, _, accurate = place(u)
     assert not accurate.all()
 
 
@@ -201,9 +210,10 @@ def test_coordinates_of_data_are_their_locations_and_come_back():
     density = without_information()
     layout = Layout.of_density(density)
     coordinates = StandardCoordinates(density, layout)
+    standardise, place = compiled(coordinates)
     v = exact_draws(layout, 50)
-    u = jax.vmap(coordinates.standardise)(v)
-    back, log_volume, accurate = jax.vmap(coordinates.place)(u)
+    u = standardise(v)
+    back, log_volume, accurate = place(u)
     np.testing.assert_allclose(back, v, atol=1e-5)
     assert accurate.all()
     position = layout.position(v, 1.0)
@@ -216,8 +226,8 @@ def test_coordinates_of_data_are_their_locations_and_come_back():
     # Near the rounding error of its location a datum tells nothing of ξ.
     lost = {**position, "mu": position["mu"] + 5, "tau": jnp.full(50, -14.0)}
     lost = jax.vmap(lambda one: layout.vector(one, 1.0))(lost)
-    u = jax.vmap(coordinates.standardise)(lost)
-    _, _, accurate = jax.vmap(coordinates.place)(u)
+    u = standardise(lost)
+    _, _, accurate = place(u)
     assert not accurate.any()
 
 
@@ -387,14 +397,15 @@ def test_entries_that_are_not_vague_stay_as_they_are():
     density = cp.compile(prior)
     layout = Layout.of_density(density)
     coordinates = StandardCoordinates(density, layout, SOME)
+    standardise, place = compiled(coordinates)
     v = exact_draws(layout, 50)
-    u = jax.vmap(coordinates.standardise)(v)
+    u = standardise(v)
     before = layout.position(v, 1.0)
     after = layout.position(u, 1.0)
     for name, vague in SOME.items():
         same = np.asarray(before[name] == after[name]).all(0)
         np.testing.assert_array_equal(same, ~vague)
-    back, log_volume, _ = jax.vmap(coordinates.place)(u)
+    back, log_volume, _ = place(u)
     np.testing.assert_allclose(back, v, atol=1e-5)
     # Four entries of eight have the width tau.
     np.testing.assert_allclose(log_volume, 4 * before["tau"], rtol=1e-4)
@@ -429,14 +440,16 @@ def test_half_of_the_steps_are_shorter_whatever_the_place_is():
     share, most = tuning.LATENTS.short
     kernel = ShortAndLong(0.3, 4)
     x = {"x": jnp.zeros(())}
-    state = HamiltonianState(x, modes().evaluator(x, 0), x)
+    density = modes()
 
+    @jax.jit
     def length(uniform):
         """Return the step that this number on (0, 1) chooses, over the step size."""
         noise = jnp.zeros(kernel.noise_size(x))
         noise = noise.at[-1].set(jax.scipy.special.ndtri(uniform))
+        state = HamiltonianState(x, density.evaluator(x, 0), x)
         trajectory, _ = kernel.begin(noise, state, jnp.float32(0.3))
-        return float(trajectory.step_size) / 0.3
+        return trajectory.step_size / 0.3
 
     assert length(share + 0.1) == pytest.approx(1.0, rel=1e-4)
     assert length(share / 2) == pytest.approx(most**-0.5, rel=1e-3)

@@ -184,14 +184,17 @@ def test_the_integral_of_the_accept_test_carries_log_f(kernel):
         )
 
     def moved(key):
-        state = start(key)
-        for step_key in jax.random.split(key, 4):
+        def step(state, key):
             state, info = kernel.step(
-                step_key, state, tracked_target, jnp.asarray(kernel.step_size)
+                key, state, tracked_target, jnp.asarray(kernel.step_size)
             )
-        return state, info.accepted
+            return state, info.accepted
 
-    state, accepted = jax.vmap(moved)(jax.random.split(jax.random.key(0), 50))
+        state, accepted = jax.lax.scan(step, start(key), jax.random.split(key, 4))
+        return state, accepted[-1]
+
+    keys = jax.random.split(jax.random.key(0), 50)
+    state, accepted = jax.jit(jax.vmap(moved))(keys)
     assert 10 < np.sum(accepted) < 50
     assert isinstance(state, KernelState)
     values = state.evaluation.tracked.values[:, 0]

@@ -55,6 +55,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def busy(columns: list[str], host: dict[str, Any]) -> str:
+    """Return a sentence for a table with seconds that was made on a busy machine."""
+    timed = any("seconds" in column for column in columns)
+    if not timed or host["load"] <= host["cores"]:
+        return ""
+    return (
+        "The machine was busy with other programs (load above): seconds by the clock "
+        "are more than this program needs alone."
+    )
+
+
 def command() -> str:
     """The command that runs now."""
     name = Path(sys.argv[0]).stem.replace("_", "-")
@@ -160,8 +171,9 @@ def publish(
         if PARTS:
             lines += [f"Parts were measured: {parts_in_words()}.", ""]
         lines += as_markdown(columns, rows, checks)
-        if notes:
-            lines += ["", notes]
+        for paragraph in (notes, busy(columns, host)):
+            if paragraph:
+                lines += ["", paragraph]
         record = {
             "command": made_by,
             STAMP: stamp,

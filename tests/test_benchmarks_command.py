@@ -237,6 +237,21 @@ def test_kept_parts_name_the_code_and_machine_that_made_them(
     assert checkout.age().why == "no commit recorded for 1 of 4 parts"
 
 
+@pytest.mark.parametrize(
+    ("columns", "load", "told"),
+    [
+        (["seconds a run"], 9.1, True),
+        (["error"], 9.1, False),
+        (["seconds"], 1.8, False),
+    ],
+)
+def test_seconds_of_a_busy_machine_are_told(monkeypatch, columns, load, told):
+    monkeypatch.syspath_prepend(str(Path(finder.__file__).parent))
+    report = importlib.import_module("report")
+    sentence = report.busy(columns, {"load": load, "cores": 2})
+    assert ("The machine was busy" in sentence) == told
+
+
 def test_a_commit_of_another_history_is_named(checkout):
     checkout.result(
         made_at={"commit": "0" * 40, "paths": ["composeprob"], "changed": []}

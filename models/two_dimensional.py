@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from flax import nnx
 from jax import Array
@@ -47,18 +48,25 @@ DEPTH: dict[str, Any] = {
 """Settings of energies that learn the depth of modes."""
 
 
+# The distributions of models that README loads are made of NumPy's arrays: of JAX's, a
+# first `cp.load` would compile a program for each operation, and for each of NumPyro's
+# checks of arguments.
+
+
 def ring(deviation: float = 0.075) -> Any:
     """Return eight equally likely Gaussians on a circle of radius 0.5."""
-    angle = jnp.arange(8) * (2 * jnp.pi / 8)
-    centres = 0.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-    modes = dist.Normal(centres, deviation).to_event(1)
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(8, 1 / 8)), modes)
+    angle = np.arange(8) * (2 * np.pi / 8)
+    centres = 0.5 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    width = np.float32(deviation)
+    modes = dist.Normal(centres.astype(np.float32), width).to_event(1)
+    probs = np.full(8, 1 / 8, np.float32)
+    return dist.MixtureSameFamily(dist.Categorical(probs=probs), modes)
 
 
 def bar(centre: float = 0.0) -> Any:
     """Return the uniform distribution on the box |x₁ − centre| < 0.2, |x₂| < 1."""
-    low = jnp.array([centre - 0.2, -1.0])
-    high = jnp.array([centre + 0.2, 1.0])
+    low = np.array([centre - 0.2, -1.0], np.float32)
+    high = np.array([centre + 0.2, 1.0], np.float32)
     return dist.Uniform(low, high).to_event(1)
 
 

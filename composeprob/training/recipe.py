@@ -368,8 +368,9 @@ class Recipe(Optimised):
                 "levels only",
                 "leave log_snr out, or use time='log_snr'.",
             )
-            # Refuses a schedule whose α and σ are not a function of log-SNR.
-            self.noise_at(jnp.asarray(self.log_snr_range()[0]))
+            # Refuses a schedule whose α and σ are not a function of log-SNR. The shapes
+            # alone compile nothing.
+            jax.eval_shape(self.noise_at, np.float32(self.log_snr_range()[0]))
 
     def _check_losses(self) -> None:
         kinds = [type(loss) for loss in self.losses]

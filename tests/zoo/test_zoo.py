@@ -101,6 +101,17 @@ def test_every_model_loads_and_has_its_card(name):
         assert (card.folder / "training.png").exists()
 
 
+@pytest.mark.parametrize("name", ["ring2d", "bar2d"])
+def test_data_of_the_models_of_readme_compile_nothing(name):
+    """JAX compiles a program for each operation on its arrays, NumPyro's checks of
+    arguments among them: some twenty for a first `cp.load`."""
+    parameters = jax.tree.leaves(zoo.reference(name))
+    assert parameters
+    for parameter in parameters:
+        assert isinstance(parameter, np.ndarray)
+        assert parameter.dtype == np.float32  # in double precision, too
+
+
 @pytest.mark.parametrize(
     "name",
     [

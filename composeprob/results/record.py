@@ -151,6 +151,9 @@ class About:
             the status takes at most a twentieth of ``evaluations``.
         steps: number of steps of a Markov chain, by ``Result.extend(given=…)``, that
             led to the result.
+        extensions: number of times that more data came in, by ``Result.extend``.
+        extended_from: the ``reason`` of the result before the first of these
+            extensions or steps, which that of an extended result begins with.
         key: the random key of the run, as code.
         versions: of the software and the device, ``{name: version}``.
     """
@@ -168,6 +171,8 @@ class About:
     calls: dict[str, int] = field(default_factory=dict, metadata={"in_old_files": {}})
     checks: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
     steps: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
+    extensions: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
+    extended_from: str = field(default="", metadata={"in_old_files": ""})
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

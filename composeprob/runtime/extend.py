@@ -281,16 +281,12 @@ class Course(NamedTuple):
     """The way a result has come, and goes on.
 
     Attributes:
-        reason: of the run that it began with.
-        execution: of that run.
-        times: how often it was extended by more data.
-        steps: those of a Markov chain that it has made, if any.
+        execution: of the run that it began with.
+        steps: those of a Markov chain that it has made.
     """
 
-    reason: str
     execution: Execution
-    times: int = 0
-    steps: Steps | None = None
+    steps: Steps = Steps()
 
 
 def can_extend(result: Result, course: Course) -> Result:
@@ -316,7 +312,8 @@ def extended(
     before = result.density
     assert before is not None
     if course is None:
-        course = _course_of_file(result)
+        # Of a result from a file, whose lag begins anew.
+        course = Course(Execution(), Steps(result.about.steps))
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"extend takes a compiled density; got {type(density).__name__}.",
@@ -325,16 +322,14 @@ def extended(
     check_key(key)
     if given is not None:
         with usual():
-            steps = course.steps or Steps(result.reason)
             after, steps = stepped(
-                result, density, key, given, keep, steps, course.execution
+                result, density, key, given, keep, course.steps, course.execution
             )
             return can_extend(after, course._replace(steps=steps))
     _check_more_data(density, course, keep)
     change = Change.between(before, density)
     with usual():
-        course = course._replace(times=course.times + 1)
-        extension = Extension(result, before, density, key, change, course)
+        extension = Extension(result, before, density, key, change, course.execution)
         try:
             return can_extend(extension.finished(result), course)
         finally:
@@ -346,7 +341,7 @@ def _check_more_data(
 ) -> None:
     """Refuse further data after steps of a Markov chain, a lag without steps, and sites
     that cannot be moved between two sets of data."""
-    if course.steps is not None:
+    if course.steps.number:
         raise InvalidValueError(
             "This result has gone on by steps, whose given sites have no prior to "
             "weight more data under.",
@@ -422,14 +417,6 @@ def _no_density() -> CapabilityError:
     )
 
 
-def _course_of_file(result: Result) -> Course:
-    """Return the course of a result that was read from a file: a lag begins anew."""
-    steps = None
-    if result.about.steps:
-        steps = Steps(result.reason, result.about.steps)
-    return Course(result.reason, Execution(), steps=steps)
-
-
 class Extension:
     """The stages in which further data come in.
 
@@ -449,13 +436,12 @@ class Extension:
         density: AnnealedDensity,
         key: Array,
         change: Change,
-        course: Course,
+        execution: Execution,
     ):
-        chunk = course.execution.chunk
+        chunk = execution.chunk
         self.population = Population.of_result(result, density, key, chunk)
         self.change = change
-        self.course = course
-        self.bars = Progress(enabled=course.execution.progress)
+        self.bars = Progress(enabled=execution.progress)
         shapes = None
         if change.grows:
             shapes = tuple((name, site.shape) for name, site in before.sites.items())
@@ -494,15 +480,18 @@ class Extension:
                 result, log_evidence=0.0, log_evidence_error=0.0
             )
         error = math.sqrt(population.variance)
+        reason = result.reason
         times = ""
-        if self.course.times > 1:
-            times = f"{self.course.times} times, the last "
+        number = result.about.extensions + 1
+        if number > 1:
+            reason = result.about.extended_from
+            times = f"{number} times, the last "
         note = (
             f"extended {times}by {self.change.text}, log p "
             f"{population.log_evidence:.4g} ± {error:.2g}, with {self.moves} blocks of "
             "moves"
         )
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {"extensions": number, "extended_from": reason}
         if self.acceptance:
             accepted = float(np.mean(self.acceptance))
             facts["global_acceptance"] = accepted
@@ -510,7 +499,6 @@ class Extension:
         findings: list[Finding] = []
         if self.drift is not None:
             findings = Unsettled().findings(self.drift)
-        reason = self.course.reason
         return population.result(
             result, self.density, findings, note, reason, self.drift, **facts
         )

@@ -201,7 +201,7 @@ def infer(
     result = _standing(tried, replaced=call.draws.store is not None)
     assert result is not None  # the last attempt of a plan may not stop
     result = with_rewards(result, key, chunk, progress)
-    return can_extend(result, Course(result.reason, Execution(chunk, progress)))
+    return can_extend(result, Course(Execution(chunk, progress)))
 
 
 def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:

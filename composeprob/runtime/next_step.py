@@ -59,13 +59,11 @@ class Steps(NamedTuple):
     """The steps that a result has gone so far.
 
     Attributes:
-        reason: of the run that they began with.
         number: how many there were.
         parents: for each of the last ones, the chain of the step before that each chain
             descends from, (N,).
     """
 
-    reason: str
     number: int = 0
     parents: tuple[Int[np.ndarray, " chains"], ...] = ()
 
@@ -76,9 +74,9 @@ class Steps(NamedTuple):
         ago, or None where those of the first run still count: without a lag, and before
         so many steps."""
         if keep is None:
-            return Steps(self.reason, self.number + 1), None
+            return Steps(self.number + 1), None
         kept = (*self.parents, parents)[-keep:]
-        steps = Steps(self.reason, self.number + 1, kept)
+        steps = Steps(self.number + 1, kept)
         if len(kept) < keep:
             return steps, None
         ancestors = np.arange(len(parents))
@@ -300,12 +298,13 @@ class NextStep:
             f"log p {population.log_evidence:.4g} ± {error:.2g} and "
             f"{moves_in_words(self.acceptance)}{lag}"
         )
-        facts: dict[str, Any] = {"steps": steps.number}
+        reason = result.reason
+        if result.about.steps:
+            reason = result.about.extended_from
+        facts: dict[str, Any] = {"steps": steps.number, "extended_from": reason}
         if self.acceptance:
             facts["global_acceptance"] = float(np.mean(self.acceptance))
-        return population.result(
-            result, density, [], note, reason=steps.reason, **facts
-        )
+        return population.result(result, density, [], note, reason, **facts)
 
 
 def moves_in_words(acceptance: list[float]) -> str:

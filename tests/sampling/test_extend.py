@@ -280,7 +280,7 @@ def test_what_follows_a_run_evaluates_as_many_chains_at_once(walked):
     density = cp.compile(walk, FAR_STEP)
     key = jax.random.key(2)
     expected = walked.extend(density, key)
-    course = Course(walked.reason, Execution(chunk=300))
+    course = Course(Execution(chunk=300))
     chunked = can_extend(dataclasses.replace(walked), course).extend(density, key)
     for name in expected:
         np.testing.assert_allclose(chunked[name], expected[name], rtol=1e-3, atol=1e-3)
@@ -405,22 +405,32 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_thirty_awaited_data_are_compiled_for_once(compilations):
-    """Gaussian: from the prior, datum by datum; nothing has another shape."""
+def thirty():
+    """Data of a mean that is unknown."""
     rng = np.random.default_rng(3)
-    ys = rng.standard_normal() + rng.standard_normal(30)
+    return rng.standard_normal() + rng.standard_normal(30)
 
-    def compiled_with(number):
-        some = np.where(np.arange(30) < number, ys, np.nan)
-        return cp.compile(awaited, jnp.asarray(some, jnp.float32))
 
-    result = cp.infer(
-        compiled_with(0), jax.random.key(0), num_chains=1000, progress=False
-    )
+def awaiting(number):
+    """The density where so many of the thirty data have arrived."""
+    some = np.where(np.arange(30) < number, thirty(), np.nan)
+    return cp.compile(awaited, jnp.asarray(some, jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def prior():
+    """A run that awaits all of the thirty data."""
+    return cp.infer(awaiting(0), jax.random.key(0), num_chains=1000, progress=False)
+
+
+def test_thirty_awaited_data_are_compiled_for_once(prior, compilations):
+    """Gaussian: from the prior, datum by datum; nothing has another shape."""
+    ys = thirty()
+    result = prior
     moved = []
     for n in range(1, 31):
         before = len(compilations)
-        result = result.extend(compiled_with(n), jax.random.key(n))
+        result = result.extend(awaiting(n), jax.random.key(n))
         moved.append("with 1 blocks of moves" in result.reason)
         if any(moved[:-1]) or (n > 1 and not moved[-1]):
             # The first datum and the first block of moves are what is compiled for.
@@ -438,6 +448,20 @@ def test_thirty_awaited_data_are_compiled_for_once(compilations):
     assert 1 < sum(moved) < 10
     assert result.status.ok
     assert "extended 30 times, the last by 1 of 'y'" in result.reason
+
+
+def test_a_saved_extension_goes_on_in_the_same_words(prior, tmp_path):
+    """Its reason states the last extension only, and how many there were."""
+    result = prior.extend(awaiting(1), jax.random.key(1))
+    result.save(tmp_path / "study")
+    loaded = cp.Result.load(tmp_path / "study.safetensors")
+    after = awaiting(2)
+    expected = result.extend(after, jax.random.key(2))
+    found = loaded.extend(after, jax.random.key(2), before=awaiting(1))
+    assert found.reason == expected.reason
+    assert found.reason.count("extended") == 1
+    assert found.about.extensions == expected.about.extensions == 2
+    assert str(found.status) == str(expected.status)
 
 
 @pytest.fixture(scope="module")

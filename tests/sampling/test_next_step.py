@@ -225,7 +225,7 @@ def test_moves_that_see_all_of_a_far_datum_at_once_are_found(begun, far, monkeyp
 
 def test_the_ancestors_of_the_first_run_count_until_there_are_steps_enough():
     """Its chains may be copies of one another, which no step has parted yet."""
-    steps, ancestors = Steps("").onwards(np.array([0, 0, 1]), keep=2)
+    steps, ancestors = Steps().onwards(np.array([0, 0, 1]), keep=2)
     assert ancestors is None
     steps, ancestors = steps.onwards(np.array([2, 2, 0]), keep=2)
     assert ancestors.tolist() == [1, 1, 0]
@@ -288,6 +288,22 @@ def test_steps_that_cannot_be_made_are_refused(begun):
     refused(extended(density=nothing, given=PAST), InvalidValueError)
     on = begun.extend(density, key, given=PAST)
     refused(extended(result=on), InvalidValueError, fix="given=")
+
+
+def test_a_saved_step_goes_on_in_the_same_words(begun, tmp_path):
+    """Its reason states the last step only, and how many there were."""
+    then = cp.compile(step, YS[1])
+    now = cp.compile(step, YS[2])
+    key = jax.random.key(1)
+    result = begun.extend(then, key, given=PAST)
+    result.save(tmp_path / "series")
+    loaded = cp.Result.load(tmp_path / "series.safetensors")
+    expected = result.extend(now, key, given=PAST)
+    found = loaded.extend(now, key, given=PAST, before=then)
+    assert found.reason == expected.reason
+    assert found.reason.count("extended") == 1
+    assert found.about.steps == expected.about.steps == 2
+    assert str(found.status) == str(expected.status)
 
 
 def test_a_network_of_a_latent_and_data_runs_only_as_a_step():

@@ -336,7 +336,7 @@ def main() -> int:
 
     if options.train:
         WEIGHTS.unlink(missing_ok=True)
-    data = series(options.steps, jax.random.key(42))
+    data = series(options.steps)
     reference = particle_filter(data.observations, REFERENCE, NOISE, 0)
     table = Table(data, float(reference.log_evidence[-1]))
     table.add(f"particle filter, {REFERENCE:,}", reference)

@@ -172,7 +172,9 @@ MORE_DATA = (
 NEXT_STEP = (
     "write a program of the new site alone, whose factor depends on a latent past = "
     "cp.sample('past', distribution), and name the site of the result that it takes: "
-    "result.extend(density, key, given={'past': 'x'})."
+    "result.extend(density, key, given={'past': 'x'}). A model of several states has "
+    "no such latent: train the law of the next state given the past on its samples, "
+    "cp.training.estimator(next, past, key)."
 )
 
 

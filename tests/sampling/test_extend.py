@@ -342,6 +342,21 @@ def test_another_prior_beside_more_members_is_refused():
     assert not Change.between(wider, cp.compile(mean_of, YS[:3], 9.0)).grows
 
 
+@cp.program
+def windows(pair, length):
+    """A series of successive states by a model of two."""
+    places = range(length - 1)
+    cp.sample("x", cp.product(*(cp.window(pair, (length,), (t,)) for t in places)))
+
+
+def test_a_series_of_windows_does_not_grow():
+    pair = normal(jnp.zeros(2), 1.0, LEVELS)
+    before = cp.compile(windows, pair, 2)
+    after = cp.compile(windows, pair, 3)
+    fix = "cp.training.estimator"
+    refused(lambda: Change.between(before, after), InvalidValueError, fix=fix)
+
+
 def test_other_densities_are_refused(tmp_path):
     result = start(YS[:2])
     f = normal(0.0, 1.0, LEVELS)

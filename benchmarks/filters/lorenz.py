@@ -64,7 +64,7 @@ def series(steps: int) -> Series:
     seen.
 
     A file holds 300 steps of it. The system is chaotic: versions of JAX round its flow
-    differently, and then give different states from some 100 observations on. A longer
+    differently, and then give different states after some 140 observations. A longer
     series is simulated.
     """
     known = np.load(FILE)

@@ -710,13 +710,16 @@ class _Findings(NamedTuple):
     # Most samples of a factor for this check; an eighth of them is required.
     own_draws: int = 256
     # Fewest levels of their reverse diffusion.
-    own_path: int = 16
+    own_path: int = 24
     # Fewest of these samples that carry the squared scores of a number at level 0.
-    own_carried: float = 4.0
+    own_carried: float = 8.0
     # Levels to which these samples are noised, to regress their noise on the predicted.
     slope_levels: int = 8
     # The range of log-SNR of these, beside the noisiest.
     slope_log_snr: tuple[float, float] = (-5.0, 7.0)
+    # The range of log-SNR in which the noise that is predicted is compared with that of
+    # the next level: beyond it levels hardly differ, or steps of samples show.
+    told_log_snr: tuple[float, float] = (-4.0, 2.0)
     # Relative error of the predicted noise that is tolerated where there is little but
     # noise.
     noise_error: float = 0.035

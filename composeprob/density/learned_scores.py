@@ -28,8 +28,15 @@ class Misfit(NamedTuple):
     slope: float  # of the regression of the one on the other; 1 if right
     shift: float  # of the mean of their difference, the greatest over the numbers
     log_snr: float
+    later: float = 0.0  # log-SNR that the network is told too much; 0 if not by that
 
     def __str__(self) -> str:
+        if self.later:
+            side = "less" if self.later > 0 else "greater"
+            return (
+                f"at a log-SNR of {self.log_snr:.2g} the noise in its samples is rather "
+                f"what it predicts if told one that is {side} by {abs(self.later):.1f}"
+            )
         return (
             f"the noise in its samples is {self.slope:.2f} times the noise that it "
             f"predicts, with a mean off by {self.shift:.2f}, at a log-SNR of "

@@ -30,6 +30,12 @@ level, and levels whose scores are not of one distribution: $\hat\varepsilon_0$
 regressed on $\hat\varepsilon$ beside $\varepsilon - \hat\varepsilon_0$ has the slope 1
 and misses nothing in the mean. A score that is exact for another distribution passes.
 
+A network that is told a wrong level has errors of both signs where modes separate,
+which the slope hardly sees. They lie along the change of $\hat\varepsilon$ from a level
+to the next at the same x. So what the slope leaves is regressed on what that change
+leaves beside $\hat\varepsilon$. Each sample, which many evaluations have drawn, is
+noised twice, by ε and −ε: what is odd in ε cancels.
+
 Errors that the J members of a plate have in common add up in the group. With $v_j$ the
 variances of a member's samples, $m_j$ their mean, m and P mean and covariance of all
 members' samples together, data of J members tell the group's mean to $\sqrt{P/J}$,
@@ -59,6 +65,9 @@ from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import Misfit, OwnScore
 from composeprob.samplers.step import Step
 
+NOISES = 2
+"""Noises of each sample and level: ε and −ε."""
+
 
 class OwnLevels(NamedTuple):
     """Levels of the comparison of a score with its own samples.
@@ -66,15 +75,18 @@ class OwnLevels(NamedTuple):
     Attributes:
         path: levels that reverse diffusion visits, from level 0 on.
         noised: levels to which samples of level 0 are noised.
+        compared: for each of these, whether the noise that is predicted there is
+            compared with that of the next level.
     """
 
     path: tuple[int, ...]
     noised: tuple[int, ...]
+    compared: tuple[bool, ...]
 
     @property
     def evaluations(self) -> int:
-        """Number of evaluations of each sample."""
-        return len(self.path) + len(self.noised)
+        """Number of evaluations of each sample, which is noised twice."""
+        return len(self.path) + NOISES * (len(self.noised) + sum(self.compared))
 
 
 def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
@@ -89,9 +101,15 @@ def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     )
     nearest = 1 + abs(log_snr[1:, None] - wanted).argmin(0)
     noised = np.unique([*nearest, len(log_snr) - 1])
-    number = min(len(log_snr), max(most - len(noised), limits.own_path))
+    least, greatest = limits.told_log_snr
+    compared = (log_snr[noised] > least) & (log_snr[noised] < greatest)
+    compared &= noised < len(log_snr) - 1  # the noisiest level has none to follow
+    of_noise = NOISES * (len(noised) + int(compared.sum()))
+    number = min(len(log_snr), max(most - of_noise, limits.own_path))
     path = np.linspace(0, len(log_snr) - 1, int(number)).astype(int)
-    return OwnLevels(tuple(path.tolist()), tuple(noised.tolist()))
+    return OwnLevels(
+        tuple(path.tolist()), tuple(noised.tolist()), tuple(compared.tolist())
+    )
 
 
 def compared_experts(density: AnnealedDensity) -> list[int]:
@@ -129,7 +147,7 @@ def own_scores(
         of_expert = jax.random.fold_in(key, i)
         n = len(positions[expert.site])
         levels = own_levels(density, evaluations // n)
-        moments, slopes = _own_moments(
+        moments, slopes = own_moments(
             density, i, positions, of_expert, together, levels
         )
         score = OwnScore(0.0, 1.0, 0, expert.members)
@@ -158,10 +176,25 @@ def misfit(
     # Means are off by little where samples are rough.
     most_shift = limits.noise_error_of_both
     excess = np.maximum(beyond - tolerance, shifted.max(1) - most_shift)
-    most = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
+    excess = np.nan_to_num(excess, nan=-np.inf)
+    most = int(np.argmax(excess))
+    later = 0.0
+    if slopes.along is not None:
+        along = abs(np.asarray(slopes.along.error, float)) - tolerance
+        along -= _allowed(slopes.along.sd, slopes.along.degrees, n)
+        along = np.nan_to_num(along, nan=-np.inf)
+        if along.max() > excess[most]:
+            excess = along
+            most = int(np.argmax(along))
+            later = float(slopes.along.log_snr[most])
     if not excess[most] > 0:
         return None
-    return Misfit(1 + float(off[most]), float(shift[most].max()), float(log_snr[most]))
+    return Misfit(
+        1 + float(off[most]),
+        float(shift[most].max()),
+        float(log_snr[most]),
+        later,
+    )
 
 
 def _allowed(sd: Array, degrees: Array, n: int) -> np.ndarray:
@@ -184,6 +217,16 @@ class Moments(NamedTuple):
     off_sd: Array
 
 
+class Along(NamedTuple):
+    """What the slope leaves of the noise, against the change of ε̂ from a level to the
+    next beside ε̂; 0 at levels where they are not compared."""
+
+    error: Array  # in units of ε̂
+    sd: Array
+    degrees: Array  # of freedom of this deviation
+    log_snr: Array  # the same error as a log-SNR that the network is told too much
+
+
 class Slope(NamedTuple):
     """Noise in samples against the noise ε̂ that a score predicts, which is E[ε | x] of
     an exact one; arrays have an axis of levels."""
@@ -194,6 +237,7 @@ class Slope(NamedTuple):
     shift: Array  # E[ε − ε̂], of each number
     shift_sd: Array
     shift_degrees: Array
+    along: Along | None = None
 
 
 class Clean(NamedTuple):
@@ -230,7 +274,7 @@ def _beyond_errors(
 
 
 @eqx.filter_jit
-def _own_moments(
+def own_moments(
     density: AnnealedDensity,
     which: int,
     positions: Position,
@@ -242,11 +286,26 @@ def _own_moments(
     of its path, from level 0 on; and slopes over these samples, noised again."""
     draw_key, noise_key = jax.random.split(key)
     clean, moments = _draws(density, which, positions, draw_key, together, levels.path)
+    twice, clean = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf] * NOISES), (positions, clean)
+    )
 
-    def slope(at: tuple[Array, Array]) -> Slope:
-        return regressed(_noised(density, which, positions, clean, *at))
+    def slope(at: tuple[Array, Array, Array]) -> Slope:
+        key, level, compared = at
+        half = jax.random.normal(key, clean.y[::NOISES].shape, clean.y.dtype)
+        noise = jnp.concatenate([half, -half])
+        noised = _noised(density, which, twice, clean, noise, level)
 
-    return moments, jax.lax.map(slope, _noises(levels, noise_key))
+        def change() -> Float[Array, "n numbers"]:
+            return _change(density, which, twice, noised, level)
+
+        def nothing() -> Float[Array, "n numbers"]:
+            return jnp.zeros_like(noised.predicted)
+
+        return regressed(noised, jax.lax.cond(compared, change, nothing))
+
+    noises = _noises(levels, noise_key)
+    return moments, jax.lax.map(slope, (*noises, jnp.asarray(levels.compared)))
 
 
 @eqx.filter_jit
@@ -264,7 +323,9 @@ def noised_draws(
     clean, _ = _draws(density, drawn, positions, draw_key, 1, levels.path)
 
     def noised(at: tuple[Array, Array]) -> Noised:
-        return _noised(density, predicting, positions, clean, *at)
+        key, level = at
+        noise = jax.random.normal(key, clean.y.shape, clean.y.dtype)
+        return _noised(density, predicting, positions, clean, noise, level)
 
     return jax.lax.map(noised, _noises(levels, noise_key))
 
@@ -365,27 +426,51 @@ def _noised(
     which: int,
     positions: Position,
     clean: Clean,
-    key: Array,
+    noise: Float[Array, "n numbers"],
     level: Array,
 ) -> Noised:
     """Samples with the noise of a level, and the noise that an expert predicts."""
     noisy = density.schedule.at(level)
     spread = jnp.sqrt(noisy.variance - density.schedule.at(0).variance)
-    noise = jax.random.normal(key, clean.y.shape, clean.y.dtype)
     y = clean.y + spread * noise
     scores = _scores(density, which, positions, noisy.alpha * y, level)
     predicted = -spread * noisy.alpha * scores
     return Noised(y / spread, noise, -spread * clean.score, predicted)
 
 
-def regressed(noised: Noised) -> Slope:
+def _change(
+    density: AnnealedDensity,
+    which: int,
+    positions: Position,
+    noised: Noised,
+    level: Array,
+) -> Float[Array, "n numbers"]:
+    """Change of ε̂ at the same x to the level that is noisier by one, for a log-SNR
+    that is less by 1."""
+    noisy = density.schedule.at(level)
+    above = density.schedule.at(level + 1)
+    spread = jnp.sqrt(noisy.variance - density.schedule.at(0).variance)
+    x = noisy.alpha * spread * noised.y
+    scores = _scores(density, which, positions, x, level + 1)
+    # A network predicts −σ·score, whichever level it is told.
+    predicted = -spread * noisy.alpha * scores * above.sigma / noisy.sigma
+    return (predicted - noised.predicted) / (noisy.log_snr - above.log_snr)
+
+
+def regressed(noised: Noised, change: Float[Array, "n numbers"] | None = None) -> Slope:
     """Regress ε̂₀ on ε̂, number by number beside ε − ε̂₀, whose mean given y is 0.
 
     Where modes have other widths their regressions differ: the same times y, whose
-    mean is 0 too, tells places from one another.
+    mean is 0 too, tells places from one another. With the `_change` of ε̂, what is left
+    is regressed on that, and each sample has been noised twice.
     """
+    noises = 1 if change is None else NOISES
+
+    def of_samples(values: Array) -> Array:
+        return values.reshape(noises, -1, *values.shape[1:]).mean(0)
+
     # A score at walls is that of few samples, or of none: there ε stands alone.
-    squares = noised.by_clean**2
+    squares = of_samples(noised.by_clean**2)
     carried_by = jnp.sum(squares, 0) ** 2 / jnp.sum(squares**2, 0)
     supported = carried_by >= tuning.FINDINGS.own_carried
     by_clean = jnp.where(supported, noised.by_clean, noised.noise)
@@ -402,8 +487,10 @@ def regressed(noised: Noised) -> Slope:
     size = jnp.sum(regressor**2, 1).mean()
     left = missed - missed.mean(0)
     off = jnp.sum(left * regressor, 1).mean() / size
-    of_slope = jnp.sum((left - off * regressor) * regressor, 1) / size
-    return Slope(
+    rest = left - off * regressor
+    of_slope = of_samples(jnp.sum(rest * regressor, 1) / size)
+    left = of_samples(left)
+    slope = Slope(
         slope=1 + off,
         slope_sd=of_slope.std(),
         slope_degrees=_degrees(of_slope),
@@ -411,6 +498,19 @@ def regressed(noised: Noised) -> Slope:
         shift_sd=left.std(0),
         shift_degrees=_degrees(left),
     )
+    if change is None:
+        return slope
+
+    change = second.left(first.left(change))
+    change -= change.mean(0)
+    change -= jnp.sum(change * regressor) / jnp.sum(regressor**2) * regressor
+    squares_of_change = jnp.maximum(jnp.sum(change**2, 1).mean(), 1e-20)
+    later = jnp.sum(rest * change, 1).mean() / squares_of_change
+    of_change = jnp.sum((rest - later * change) * change, 1) / squares_of_change
+    of_change = of_samples(of_change)
+    unit = jnp.sqrt(squares_of_change / size)
+    along = Along(later * unit, of_change.std() * unit, _degrees(of_change), later)
+    return slope._replace(along=along)
 
 
 class _Control(NamedTuple):

@@ -13,7 +13,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.status import Code
-from composeprob.runtime.own_draws import own_levels, own_scores
+from composeprob.runtime.own_draws import misfit, own_levels, own_moments, own_scores
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.choose import by_score
 from messages import check_finding
@@ -99,9 +99,11 @@ def test_scores_that_only_weights_rely_on_are_asked_about_noise(factor):
     result = run(cp.compile(squared), chains=64, sampler=None)
     assert "steps alone" in result.reason
     assert result.status.has(Code.NETWORK_DOUBTED) == (factor > 1)
-    # Every other of 32 levels and level 0, each twice but one; 16 and 8 of the factor.
+    # Every other of 32 levels and level 0, each twice but one.
     of_repetition = 17 + 16
-    assert result.about.checks == of_repetition + 24
+    # 24 levels lead to a sample, which is noised twice to eight; at three of these the
+    # network is told the next level too.
+    assert result.about.checks == of_repetition + 24 + 2 * (8 + 3)
     assert f"and {result.about.checks} to check it" in str(result.summary())
 
 
@@ -234,7 +236,7 @@ WRONG = {
     "score × 0.8": (("scale", 0.8), True),
     "log-SNR + 1": (("later", 1.0), True),
     "half the log-SNR": (("stretch", 0.5), True),
-    "twice at little noise": (("steeper", 1.0), True),
+    "three times at little noise": (("steeper", 2.0), True),
     "score + 0.3": (("added", 0.3), True),
 }
 
@@ -250,14 +252,48 @@ def test_a_score_predicts_the_noise_that_its_own_samples_are_given(error):
     assert bool(findings) == (wrong or found.wrong)
 
 
-@pytest.mark.parametrize("error", ["right", "score × 1.15", "half the log-SNR"])
+FEW = ["right", "score × 1.15", "half the log-SNR", "log-SNR + 1"]
+
+
+@pytest.mark.parametrize("error", FEW)
 def test_few_samples_by_few_levels_show_it_too(error):
-    """64 samples on 16 levels, as in default runs of as many chains."""
+    """64 samples on 24 levels, as in default runs of as many chains."""
     change, wrong = WRONG[error]
     density = cp.compile(single, learned(Wrong.by(*change), "score", SCHEDULE))
-    assert own_levels(density, 0).evaluations == 24
+    assert own_levels(density, 0).evaluations == 24 + 2 * (8 + 3)
     (found,) = compared(density, samples=64, evaluations=0).values()
     assert (found.misfit is not None) == wrong
+
+
+class ToldLater(eqx.Module):
+    """The noise that is right at a log-SNR which is greater by ``later``."""
+
+    later: jax.Array
+
+    def __call__(self, x, log_snr):
+        told = log_snr + self.later
+        return -jnp.sqrt(jax.nn.sigmoid(-told)) * Wrong.by()(x, told)
+
+
+@pytest.mark.parametrize("later", [0.0, 1.0])
+def test_a_network_that_is_told_another_level_predicts_the_noise_of_that(later):
+    """Its noise has about the right size, so that slope and mean do not show it. It is
+    off along what ε̂ changes by from level to level."""
+    network = ToldLater(jnp.float32(later))
+    density = cp.compile(single, learned(network, "epsilon", SCHEDULE))
+    keys = jax.random.split(jax.random.key(0), 128)
+    positions = jax.vmap(density.initial)(keys)
+    levels = own_levels(density, 0)
+    _, slopes = own_moments(density, 0, positions, jax.random.key(1), 1, levels)
+    log_snr = SCHEDULE.log_snr[np.array(levels.noised)]
+
+    found = misfit(slopes, 128, log_snr)
+    if not later:
+        assert found is None
+        return
+    assert 0.3 < found.later < 2
+    assert "if told one that is less by" in str(found)
+    assert misfit(slopes._replace(along=None), 128, log_snr) is None
 
 
 def test_levels_that_samples_are_noised_to_span_signal_and_noise():

@@ -286,15 +286,15 @@ def own_moments(
     of its path, from level 0 on; and slopes over these samples, noised again."""
     draw_key, noise_key = jax.random.split(key)
     clean, moments = _draws(density, which, positions, draw_key, together, levels.path)
-    twice, clean = jax.tree.map(
+    twice, clean_twice = jax.tree.map(
         lambda leaf: jnp.concatenate([leaf] * NOISES), (positions, clean)
     )
 
     def slope(at: tuple[Array, Array, Array]) -> Slope:
         key, level, compared = at
-        half = jax.random.normal(key, clean.y[::NOISES].shape, clean.y.dtype)
+        half = jax.random.normal(key, clean.y.shape, clean.y.dtype)
         noise = jnp.concatenate([half, -half])
-        noised = _noised(density, which, twice, clean, noise, level)
+        noised = _noised(density, which, twice, clean_twice, noise, level)
 
         def change() -> Float[Array, "n numbers"]:
             return _change(density, which, twice, noised, level)

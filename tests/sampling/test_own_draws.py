@@ -292,7 +292,7 @@ def test_a_network_that_is_told_another_level_predicts_the_noise_of_that(later):
         assert found is None
         return
     assert 0.3 < found.later < 2
-    assert "if told one that is less by" in str(found)
+    assert "for one that is less by" in str(found)
     assert misfit(slopes._replace(along=None), 128, log_snr) is None
 
 

@@ -39,7 +39,9 @@ class OwnScores(Check):
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         limits = tuning.FINDINGS
-        number = run.evaluations / (run.density.num_levels + limits.slope_levels)
+        # Noised twice, and compared with another level at most as often.
+        most = run.density.num_levels + 4 * limits.slope_levels
+        number = run.evaluations / most
         # With fewer samples than half, reverse diffusion leaves levels out.
         number = max(number, limits.own_draws // 2)
         return np.arange(int(min(number, limits.own_draws, run.num_chains)))

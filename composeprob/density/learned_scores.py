@@ -34,8 +34,8 @@ class Misfit(NamedTuple):
         if self.later:
             side = "less" if self.later > 0 else "greater"
             return (
-                f"at a log-SNR of {self.log_snr:.2g} its samples have the noise that it "
-                f"predicts for one that is {side} by {abs(self.later):.1f}"
+                f"at a log-SNR of {self.log_snr:.2g} its samples have the noise that "
+                f"it predicts for one that is {side} by {abs(self.later):.1f}"
             )
         return (
             f"the noise in its samples is {self.slope:.2f} times the noise that it "

@@ -720,6 +720,8 @@ class _Findings(NamedTuple):
     # The range of log-SNR in which the noise that is predicted is compared with that of
     # the next level: beyond it levels hardly differ, or steps of samples show.
     told_log_snr: tuple[float, float] = (-4.0, 2.0)
+    # Relative error along the change between these levels that is tolerated.
+    told_error: float = 0.1
     # Relative error of the predicted noise that is tolerated where there is little but
     # noise.
     noise_error: float = 0.035

@@ -180,7 +180,7 @@ def misfit(
     most = int(np.argmax(excess))
     later = 0.0
     if slopes.along is not None:
-        along = abs(np.asarray(slopes.along.error, float)) - tolerance
+        along = abs(np.asarray(slopes.along.error, float)) - limits.told_error
         along -= _allowed(slopes.along.sd, slopes.along.degrees, n)
         along = np.nan_to_num(along, nan=-np.inf)
         if along.max() > excess[most]:

@@ -492,7 +492,10 @@ class PilotRun:
         self.of_factors = (
             in_question(state.density) and check_evaluations(state.density) <= most
         )
-        levels = own_levels(state.density).evaluations
+        # Samples leave levels out rather than that the check is.
+        self.evaluations = most
+        of_each = most / tuning.CHECKS.most_chains
+        levels = own_levels(state.density, of_each).evaluations
         weighted = state.sampler.weights is not None
         by_weights = weighs_by_scores(weighted, state.density)
         self.integrated = integrates_score(state.sampler.kernel)
@@ -532,7 +535,8 @@ class PilotRun:
         if self.of_scores:
             # Conditions are draws of the latents' priors.
             keys = jax.random.split(key, tuning.CHECKS.most_chains)
-            scores = own_scores(density, jax.vmap(density.initial)(keys), key)
+            positions = jax.vmap(density.initial)(keys)
+            scores = own_scores(density, positions, key, self.evaluations)
             findings += OwnScores().findings(scores, density, self.integrated)
         return findings
 

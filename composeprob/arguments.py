@@ -148,10 +148,11 @@ def check_path(path: object, what: str, example: str) -> Path:
 
 
 def check_writable(folder: Path, found: str) -> None:
-    """Make a folder and write into it: a long run would find out at its end.
+    """Raise unless a folder can be made and written to, which a long run would find out
+    at its end.
 
     Args:
-        folder: that into which results are to be written.
+        folder: the folder for results.
         found: the head of the error, such as "No result can be written to 'out'".
     """
     try:

@@ -135,18 +135,19 @@ def _others_may_write(status: os.stat_result) -> bool:
 
 
 def cut(folder: Path, most: int = MOST_BYTES) -> None:
-    """Remove the oldest compiled code until ``most`` bytes are left.
+    """Remove the compiled code of longest ago until ``most`` bytes are left.
 
     JAX's own bound, ``JAX_COMPILATION_CACHE_MAX_SIZE``, reads the whole folder for each
     program that it writes.
     """
-    by_age = []
+    by_use = []
     for file in folder.glob("*-cache"):
         with suppress(OSError):  # another process has removed it meanwhile
             status = file.stat()
-            by_age.append((status.st_mtime, status.st_size, file))
+            used = max(status.st_mtime, status.st_atime)
+            by_use.append((used, status.st_size, file))
     kept = 0
-    for _, size, file in sorted(by_age, reverse=True):
+    for _, size, file in sorted(by_use, reverse=True):
         kept += size
         if kept > most:
             with suppress(OSError):

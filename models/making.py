@@ -92,12 +92,12 @@ def train_model(
     folder = Path("out", name) if out is None else Path(out)
     if not replace:
         _check_replace(folder, retraining, resumable=checkpoint_dir is not None)
-    check_writable(folder, f"No model can be written to {folder}")
     if retraining and not (source / "metrics.json").exists():
         raise LoadError(
             f"Model '{name}' has not been trained.",
             fix=f"train it first: composeprob train {name} --out {source}",
         )
+    check_writable(folder, f"No model can be written to {folder}")
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
     run = train(

@@ -20,7 +20,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @dataclass
 class Spent:
-    """What the tests of a file have taken.
+    """Processor seconds and compiled programs of the tests of a file.
 
     Attributes:
         seconds: processor seconds, those of processes that have ended too.

@@ -341,7 +341,7 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(write, tmp_path):
     blocked = Path(write("", "file")) / "out"
-    file = write("raise RuntimeError('the program was read')")
+    file = write(NORMAL)
     message = refused("run", file, "--out", blocked)
     assert f"No result can be written to --out {blocked}" in message
     message = refused("train", "ring2d", "--out", blocked, "--no-cache")

@@ -234,11 +234,10 @@ def run(
         # JAX starts its devices once: processes join before anything looks for them.
         join()
     leads = jax.process_index() == 0
-    if leads:
-        check_writable(out, f"No result can be written to --out {out}")
     devices = arranged_devices(jax.devices(), mesh)
     given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
     density, _, settings = compiled(target, given)
+    check_writable(out, f"No result can be written to --out {out}")
     if chains is not None:
         settings["num_chains"] = chains
     if checkpoint_dir is not None:

@@ -28,14 +28,14 @@ class Misfit(NamedTuple):
     slope: float  # of the regression of the one on the other; 1 if right
     shift: float  # of the mean of their difference, the greatest over the numbers
     log_snr: float
-    later: float = 0.0  # log-SNR that the network is told too much; 0 if not by that
+    log_snr_offset: float = 0.0  # of a network that is told too great a log-SNR
 
     def __str__(self) -> str:
-        if self.later:
-            side = "less" if self.later > 0 else "greater"
+        if self.log_snr_offset:
+            side = "less" if self.log_snr_offset > 0 else "greater"
             return (
                 f"at a log-SNR of {self.log_snr:.2g} its samples have the noise that "
-                f"it predicts for one that is {side} by {abs(self.later):.1f}"
+                f"it predicts for one that is {side} by {abs(self.log_snr_offset):.1f}"
             )
         return (
             f"the noise in its samples is {self.slope:.2f} times the noise that it "

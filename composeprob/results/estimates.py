@@ -176,8 +176,8 @@ class Genealogy:
         descendants.
 
         Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et
-        al. 2024), who fit the largest fifth of the weights; NaN where it has fewer than
-        five, where all weights are equal, or too few differ.
+        al. 2024), who fit the largest fifth of the weights; NaN where these are too few
+        (fewer than five, with some versions six), all are equal, or too few differ.
         """
         # 0 for first chains without descendants
         weights = np.bincount(self.index, self.weights, minlength=len(self.weights))

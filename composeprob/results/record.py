@@ -152,8 +152,9 @@ class About:
         steps: number of steps of a Markov chain, by ``Result.extend(given=…)``, that
             led to the result.
         extensions: number of times that more data came in, by ``Result.extend``.
-        extended_from: the ``reason`` of the result before the first of these
-            extensions or steps, which that of an extended result begins with.
+        extended_from: the ``reason`` of the result before the first of these steps, or
+            without steps before the first extension; that of an extended result begins
+            with it.
         key: the random key of the run, as code.
         versions: of the software and the device, ``{name: version}``.
     """

@@ -300,7 +300,8 @@ class NextStep:
         )
         reason = result.reason
         if result.about.steps:
-            reason = result.about.extended_from
+            # Older files do not have it.
+            reason = result.about.extended_from or reason
         facts: dict[str, Any] = {"steps": steps.number, "extended_from": reason}
         if self.acceptance:
             facts["global_acceptance"] = float(np.mean(self.acceptance))

@@ -32,9 +32,9 @@ and misses nothing in the mean. A score that is exact for another distribution p
 
 A network that is told a wrong level has errors of both signs where modes separate,
 which the slope hardly sees. They lie along the change of $\hat\varepsilon$ from a level
-to the next at the same x. So what the slope leaves is regressed on what that change
-leaves beside $\hat\varepsilon$. Each sample, which many evaluations have drawn, is
-noised twice, by ε and −ε: what is odd in ε cancels.
+to the next at the same x. So the residual of the slope is regressed on the part of that
+change that is orthogonal to $\hat\varepsilon$. Each sample, which many evaluations have
+drawn, is noised twice, by ε and −ε: terms that are odd in ε cancel.
 
 Errors that the J members of a plate have in common add up in the group. With $v_j$ the
 variances of a member's samples, $m_j$ their mean, m and P mean and covariance of all
@@ -75,8 +75,8 @@ class OwnLevels(NamedTuple):
     Attributes:
         path: levels that reverse diffusion visits, from level 0 on.
         noised: levels to which samples of level 0 are noised.
-        compared: for each of these, whether the noise that is predicted there is
-            compared with that of the next level.
+        compared: flags of those at which the prediction is compared with that of the
+            next level.
     """
 
     path: tuple[int, ...]
@@ -92,7 +92,11 @@ class OwnLevels(NamedTuple):
 def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     """All levels as the path, or as many as leave at most ``most`` evaluations of each
     sample; and levels to noise to, at log-SNR that are evenly spaced where signal and
-    noise both count, with the noisiest."""
+    noise both count, with the noisiest.
+
+    Moments at level 0 need all levels, so these are taken too where ``most`` is enough
+    for them and for one noise.
+    """
     limits = tuning.FINDINGS
     log_snr = np.asarray(density.schedule.log_snr, float)
     least, greatest = limits.slope_log_snr
@@ -105,8 +109,11 @@ def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     compared = (log_snr[noised] > least) & (log_snr[noised] < greatest)
     compared &= noised < len(log_snr) - 1  # the noisiest level has none to follow
     of_noise = NOISES * (len(noised) + int(compared.sum()))
-    number = min(len(log_snr), max(most - of_noise, limits.own_path))
-    path = np.linspace(0, len(log_snr) - 1, int(number)).astype(int)
+    whole = len(log_snr)
+    number = whole
+    if most < whole + len(noised):
+        number = min(whole, int(max(most - of_noise, limits.own_path)))
+    path = np.linspace(0, whole - 1, number).astype(int)
     return OwnLevels(
         tuple(path.tolist()), tuple(noised.tolist()), tuple(compared.tolist())
     )
@@ -178,7 +185,7 @@ def misfit(
     excess = np.maximum(beyond - tolerance, shifted.max(1) - most_shift)
     excess = np.nan_to_num(excess, nan=-np.inf)
     most = int(np.argmax(excess))
-    later = 0.0
+    log_snr_offset = 0.0
     if slopes.along is not None:
         along = abs(np.asarray(slopes.along.error, float)) - limits.told_error
         along -= _allowed(slopes.along.sd, slopes.along.degrees, n)
@@ -186,14 +193,14 @@ def misfit(
         if along.max() > excess[most]:
             excess = along
             most = int(np.argmax(along))
-            later = float(slopes.along.log_snr[most])
+            log_snr_offset = float(slopes.along.log_snr_offset[most])
     if not excess[most] > 0:
         return None
     return Misfit(
         1 + float(off[most]),
         float(shift[most].max()),
         float(log_snr[most]),
-        later,
+        log_snr_offset,
     )
 
 
@@ -218,13 +225,13 @@ class Moments(NamedTuple):
 
 
 class Along(NamedTuple):
-    """What the slope leaves of the noise, against the change of ε̂ from a level to the
-    next beside ε̂; 0 at levels where they are not compared."""
+    """Component of the residual of the slope along the change of ε̂ between adjacent
+    levels, beside ε̂; 0 at levels that are not compared."""
 
     error: Array  # in units of ε̂
     sd: Array
     degrees: Array  # of freedom of this deviation
-    log_snr: Array  # the same error as a log-SNR that the network is told too much
+    log_snr_offset: Array  # the same error as a log-SNR that is told too great
 
 
 class Slope(NamedTuple):
@@ -286,23 +293,30 @@ def own_moments(
     of its path, from level 0 on; and slopes over these samples, noised again."""
     draw_key, noise_key = jax.random.split(key)
     clean, moments = _draws(density, which, positions, draw_key, together, levels.path)
-    twice, clean_twice = jax.tree.map(
-        lambda leaf: jnp.concatenate([leaf] * NOISES), (positions, clean)
-    )
 
     def slope(at: tuple[Array, Array, Array]) -> Slope:
         key, level, compared = at
         half = jax.random.normal(key, clean.y.shape, clean.y.dtype)
-        noise = jnp.concatenate([half, -half])
-        noised = _noised(density, which, twice, clean_twice, noise, level)
 
-        def change() -> Float[Array, "n numbers"]:
-            return _change(density, which, twice, noised, level)
+        # One noise after the other: a run's own evaluations may have filled the memory.
+        def one(noise: Float[Array, "n numbers"]) -> Noised:
+            return _noised(density, which, positions, clean, noise, level)
 
-        def nothing() -> Float[Array, "n numbers"]:
-            return jnp.zeros_like(noised.predicted)
+        both = jax.lax.map(one, jnp.stack([half, -half]))
 
-        return regressed(noised, jax.lax.cond(compared, change, nothing))
+        def change() -> Float[Array, "noises n numbers"]:
+            return jax.lax.map(
+                lambda noised: _change(density, which, positions, noised, level), both
+            )
+
+        def nothing() -> Float[Array, "noises n numbers"]:
+            return jnp.zeros_like(both.predicted)
+
+        changes = jax.lax.cond(compared, change, nothing)
+        noised, changes = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (both, changes)
+        )
+        return regressed(noised, changes)
 
     noises = _noises(levels, noise_key)
     return moments, jax.lax.map(slope, (*noises, jnp.asarray(levels.compared)))
@@ -504,7 +518,8 @@ def regressed(noised: Noised, change: Float[Array, "n numbers"] | None = None) -
     change = second.left(first.left(change))
     change -= change.mean(0)
     change -= jnp.sum(change * regressor) / jnp.sum(regressor**2) * regressor
-    squares_of_change = jnp.maximum(jnp.sum(change**2, 1).mean(), 1e-20)
+    # Where the change is along ε̂, rounding alone is left.
+    squares_of_change = jnp.maximum(jnp.sum(change**2, 1).mean(), 1e-6 * size)
     later = jnp.sum(rest * change, 1).mean() / squares_of_change
     of_change = jnp.sum((rest - later * change) * change, 1) / squares_of_change
     of_change = of_samples(of_change)

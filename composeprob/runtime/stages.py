@@ -492,7 +492,7 @@ class PilotRun:
         self.of_factors = (
             in_question(state.density) and check_evaluations(state.density) <= most
         )
-        # Samples leave levels out rather than that the check is.
+        # A small budget shortens the path of samples; it does not skip the check.
         self.evaluations = most
         of_each = most / tuning.CHECKS.most_chains
         levels = own_levels(state.density, of_each).evaluations

@@ -299,7 +299,7 @@ def test_a_network_that_is_told_another_level_predicts_the_noise_of_that(later):
     if not later:
         assert found is None
         return
-    assert 0.3 < found.later < 2
+    assert 0.3 < found.log_snr_offset < 2
     assert "for one that is less by" in str(found)
     assert misfit(slopes._replace(along=None), samples, log_snr) is None
 
@@ -314,6 +314,14 @@ def test_levels_that_samples_are_noised_to_span_signal_and_noise():
     assert len(levels.noised) == tuning.FINDINGS.slope_levels
     assert np.all(np.diff(log_snr) > -4.5)
     assert log_snr[0] > 6
+
+
+def test_the_path_of_own_samples_is_whole_where_it_can_be_paid():
+    """Moments at level 0 are asked on whole paths only."""
+    density = cp.compile(single, learned(Wrong.by(), "score", SCHEDULE))
+    whole = 32 + tuning.FINDINGS.slope_levels
+    assert own_levels(density, whole).path == tuple(range(32))
+    assert len(own_levels(density, whole - 1).path) == tuning.FINDINGS.own_path
 
 
 class Wall(eqx.Module):

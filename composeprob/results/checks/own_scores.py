@@ -39,8 +39,8 @@ class OwnScores(Check):
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         limits = tuning.FINDINGS
-        # Noised twice, and compared with another level at most as often.
-        most = run.density.num_levels + 4 * limits.slope_levels
+        # Noised twice, and at fewer than half of the levels compared with another one.
+        most = run.density.num_levels + 3 * limits.slope_levels
         number = run.evaluations / most
         # With fewer samples than half, reverse diffusion leaves levels out.
         number = max(number, limits.own_draws // 2)

@@ -94,8 +94,7 @@ def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     sample; and levels to noise to, at log-SNR that are evenly spaced where signal and
     noise both count, with the noisiest.
 
-    Moments at level 0 need all levels, so these are taken too where ``most`` is enough
-    for them and for one noise.
+    Moments at level 0 are asked on all levels only.
     """
     limits = tuning.FINDINGS
     log_snr = np.asarray(density.schedule.log_snr, float)
@@ -109,11 +108,8 @@ def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     compared = (log_snr[noised] > least) & (log_snr[noised] < greatest)
     compared &= noised < len(log_snr) - 1  # the noisiest level has none to follow
     of_noise = NOISES * (len(noised) + int(compared.sum()))
-    whole = len(log_snr)
-    number = whole
-    if most < whole + len(noised):
-        number = min(whole, int(max(most - of_noise, limits.own_path)))
-    path = np.linspace(0, whole - 1, number).astype(int)
+    number = min(len(log_snr), max(most - of_noise, limits.own_path))
+    path = np.linspace(0, len(log_snr) - 1, int(number)).astype(int)
     return OwnLevels(
         tuple(path.tolist()), tuple(noised.tolist()), tuple(compared.tolist())
     )

@@ -319,9 +319,9 @@ def test_levels_that_samples_are_noised_to_span_signal_and_noise():
 def test_the_path_of_own_samples_is_whole_where_it_can_be_paid():
     """Moments at level 0 are asked on whole paths only."""
     density = cp.compile(single, learned(Wrong.by(), "score", SCHEDULE))
-    whole = 32 + tuning.FINDINGS.slope_levels
+    whole = 32 + 2 * (8 + 3)
     assert own_levels(density, whole).path == tuple(range(32))
-    assert len(own_levels(density, whole - 1).path) == tuning.FINDINGS.own_path
+    assert len(own_levels(density, whole - 1).path) == 31
 
 
 class Wall(eqx.Module):

@@ -118,17 +118,20 @@ def _of_independent(chains: Arrived) -> Support:
     fewest = max(
         tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8)
     )
-    if chains.unmoved and worth >= fewest:
+    likely = alike(kept.path_weights)
+    # Where log π of modes cannot be compared, nothing else corrects their shares.
+    alone = likely and not chains.density.comparable_modes
+    if chains.unmoved and (worth >= fewest or alone):
         # Shares are off by √(N/worth − 1) of their standard deviation at most: too
         # little for few chains to show it.
         uneven = worth < tuning.SHARES.even * number
-        hidden = chains.density.comparable_modes and not exact and uneven
+        hidden = not exact and uneven
         if defect or (hidden and separated()):
             return _reweighted(chains.path_weights, lost, worth)
 
     if not defect and chains.density.comparable_modes and kept.log_density is not None:
         defect = shares.unreliable_proportions(kept.positions, kept.log_density)
-    enough = worth >= fewest or alike(kept.path_weights)
+    enough = worth >= fewest or likely
     proportions = Proportions(_defects(defect))
     if not (defect or exact or (chains.paths_known and enough)):
         proportions = unsupported

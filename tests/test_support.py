@@ -1,6 +1,7 @@
 """Support of mode proportions: a finding where there is none, and none where weights,
 paths or moves support them."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,6 +212,48 @@ def narrow_and_wide(x, log_snr):
         return jax.nn.logsumexp(jnp.log(jnp.array([0.8, 0.2])) - away / 2)
 
     return jax.grad(log_density)(x)
+
+
+class Two(eqx.Module):
+    """The score of two equally likely modes at ±2 under noise."""
+
+    sds: jax.Array
+
+    def __call__(self, x, log_snr):
+        alpha2 = jax.nn.sigmoid(log_snr)
+        variances = alpha2 * self.sds**2 + 1 - alpha2
+        means = jnp.sqrt(alpha2) * jnp.array([-2.0, 2.0])
+
+        def log_density(x):
+            away = (x - means) ** 2 / variances + jnp.log(variances)
+            return jax.nn.logsumexp(-away / 2)
+
+        return jax.grad(log_density)(x)
+
+
+def test_few_chains_of_a_product_of_scores_are_weighted_by_their_paths():
+    """They have the halves that noisy levels give both modes, by line integrals that
+    cross between none."""
+    sds = np.array([[0.6, 0.2], [0.5, 0.15], [0.7, 0.2]])
+    factors = [learned(Two(jnp.float32(row)), "score", LEVELS, ()) for row in sds]
+
+    @cp.program
+    def product(f, g, h):
+        cp.sample("x", f * g * h)
+
+    precisions = (sds**-2).sum(0)
+    heights = 1 / (sds.prod(0) * np.sqrt(precisions))
+    exact = heights[0] / heights.sum()
+    density = cp.compile(product, *factors)
+    for seed in (0, 2, 3):
+        key = jax.random.key(seed)
+        result = cp.infer(density, key, num_chains=24, progress=False)
+        left = result.probability(lambda s: s["x"] < 0)
+        assert abs(left.value - exact) < 4 * left.error
+        assert left.error < 0.5
+        assert "path weights" in result.reason
+        equal = np.mean(result["x"] < 0)
+        assert abs(equal - exact) > 4 * np.sqrt(equal * (1 - equal) / 24)
 
 
 def test_a_heavy_mode_of_few_ancestors_is_named_by_scores_alone():

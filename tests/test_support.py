@@ -231,7 +231,7 @@ class Two(eqx.Module):
         return jax.grad(log_density)(x)
 
 
-def test_few_chains_of_a_product_of_scores_are_weighted_by_their_paths():
+def test_few_chains_of_a_product_of_scores_are_weighted_by_their_paths(monkeypatch):
     """They have the halves that noisy levels give both modes, by line integrals that
     cross between none."""
     sds = np.array([[0.6, 0.2], [0.5, 0.15], [0.7, 0.2]])
@@ -254,6 +254,12 @@ def test_few_chains_of_a_product_of_scores_are_weighted_by_their_paths():
         assert "path weights" in result.reason
         equal = np.mean(result["x"] < 0)
         assert abs(equal - exact) > 4 * np.sqrt(equal * (1 - equal) / 24)
+
+    # Weights that are alike count though they are worth fewer chains than an eighth.
+    monkeypatch.setattr(support, "effective", lambda _: 2.0)
+    monkeypatch.setattr(support, "alike", lambda _: True)
+    result = cp.infer(density, jax.random.key(0), num_chains=24, progress=False)
+    assert "worth 2 of 24" in result.reason
 
 
 def test_a_heavy_mode_of_few_ancestors_is_named_by_scores_alone():

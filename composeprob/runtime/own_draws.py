@@ -295,10 +295,10 @@ def own_moments(
         half = jax.random.normal(key, clean.y.shape, clean.y.dtype)
 
         # One noise after the other: a run's own evaluations may have filled the memory.
-        def one(noise: Float[Array, "n numbers"]) -> Noised:
+        def noised_by(noise: Float[Array, "n numbers"]) -> Noised:
             return _noised(density, which, positions, clean, noise, level)
 
-        both = jax.lax.map(one, jnp.stack([half, -half]))
+        both = jax.lax.map(noised_by, jnp.stack([half, -half]))
 
         def change() -> Float[Array, "noises n numbers"]:
             return jax.lax.map(

@@ -98,7 +98,7 @@ class Stop(NamedTuple):
     evaluation: Evaluation | None
 
 
-class Way(NamedTuple):
+class LadderStep(NamedTuple):
     """A step of a way up to a rung and down again, between two rungs."""
 
     up: Bool[Array, ""]
@@ -106,11 +106,11 @@ class Way(NamedTuple):
     next_rung: Int[Array, ""]
 
 
-def way(step: Array, turn: Array | int) -> Way:
+def ladder_step(step: Array, turn: Array | int) -> LadderStep:
     """Return one of the 2·turn steps of a way from the lowest rung and back."""
     up = step < turn
     rung = jnp.where(up, step, 2 * turn - step)
-    return Way(up, rung, jnp.where(up, rung + 1, rung - 1))
+    return LadderStep(up, rung, jnp.where(up, rung + 1, rung - 1))
 
 
 class Excursion(NamedTuple):
@@ -285,7 +285,7 @@ class Renoising(NamedTuple):
 
         def step(i: Array, carry: Carry) -> Carry:
             here, log_steps = carry
-            up, rung, next_rung = way(i, turn)
+            up, rung, next_rung = ladder_step(i, turn)
             upper = jnp.maximum(rung, next_rung)
             high = schedule.at(self.ladder.levels[upper])
             low = schedule.at(self.ladder.levels[upper - 1])

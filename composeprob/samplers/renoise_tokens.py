@@ -42,7 +42,7 @@ from composeprob.pytree import where
 from composeprob.samplers.finishers import genealogy_after_moves
 from composeprob.samplers.leaping import LeapPhases, NoisyChain, Place
 from composeprob.samplers.random import Stream, categorical, stream, uniforms
-from composeprob.samplers.renoise import chosen_turns, levels_of_rungs, way
+from composeprob.samplers.renoise import chosen_turns, ladder_step, levels_of_rungs
 from composeprob.samplers.resampling import Resample
 from composeprob.samplers.reveal import RevealPhases, RevealState, remask
 from composeprob.samplers.run import Run
@@ -330,7 +330,7 @@ class TokenWalks:
 
         def step(i: Array, carry: Carry) -> Carry:
             here, log_steps = carry
-            up, rung, next_rung = way(i, turn)
+            up, rung, next_rung = ladder_step(i, turn)
             place = self.step_from(jnp.maximum(rung, next_rung))
             u = uniforms(words, i, length)
             noised = self.noised(u, here.position, place)

@@ -241,7 +241,7 @@ SLOW = [slow(name) for name in OTHERS if name not in QUICK]
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_evaluations_are_what_the_result_says(name, monkeypatch):
-    """Whether barriers separate chains is a question of the status."""
+    """Barriers between chains are a question of the status, which is not counted."""
     monkeypatch.setattr(support, "_separated", lambda chains, unsupported: "")
     sampler, density, calls = counted(name)
     calls.reset()

@@ -332,7 +332,8 @@ def members_given(number, mean=0.0, width=1.0):
 
 
 def test_another_prior_beside_more_members_is_refused():
-    """Of the latent above the members, or of the members: weights would not know."""
+    """The prior is that of the latent above the members, or of a member: weights would
+    not tell its change."""
     before = members_given(2)
     assert Change.between(before, members_given(3)).grows
     for after in (members_given(3, width=2.0), members_given(3, mean=0.5)):

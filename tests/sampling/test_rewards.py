@@ -379,7 +379,7 @@ def test_shares_of_two_modes_by_a_default_call():
 
 
 def test_log_weights_that_come_in_with_the_first_power_count_once():
-    """Those of N(½, 1) for draws from N(0, 1), beside a factor that is far away."""
+    """The prior draws of N(0, 1) are weighted to N(½, 1), beside a factor far away."""
     n = 20_000
     x = np.random.default_rng(0).normal(size=n)
     words = jnp.zeros(2, jnp.uint32)

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.samplers.random import stream
-from composeprob.samplers.resampling import Resampler, num_distinct, statistics
+from composeprob.samplers.resampling import Resampler, have_descendants, statistics
 from composeprob.samplers.run import Run
 
 
@@ -71,12 +71,13 @@ def reweighted(
     # Samples must have equal weights, whatever the rule says at level 0.
     is_due = rule.should_resample(facts.ess, level) | (level == 0)
     run = jax.lax.cond(is_due, resampled, kept)
-    number_lost = jnp.sum(usable == 0, dtype=jnp.int32)
+    counted = jnp.stack([usable == 0, have_descendants(run.ancestors)])
+    number_lost, num_ancestors = jnp.sum(counted, axis=1, dtype=jnp.int32)
     records = run.records.counting(level, number_lost)
     records = records.at(
         level,
         ess=facts.ess,
-        ancestors=num_distinct(run.ancestors).astype(facts.ess.dtype),
+        ancestors=num_ancestors.astype(facts.ess.dtype),
         weight_variance=facts.weight_variance,
         step_error=facts.step_error,
     )

@@ -120,20 +120,24 @@ class Resample(Resampler):
 # Weights. They are taken relative to the largest one, so that no exponential overflows.
 
 
-def relative_weights(log_weights: Float[Array, " chains"]) -> Float[Array, " chains"]:
-    """Weights in units of the largest one; all 0 where none is positive."""
+def relative_weights(
+    log_weights: Float[Array, "*sets chains"],
+) -> Float[Array, "*sets chains"]:
+    """Weights in units of the largest one of their set; all 0 where none is
+    positive."""
     return jnp.exp(log_weights - _largest(log_weights))
 
 
-def _largest(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
-    """Return the largest log-weight; 0 if it is infinite."""
-    return jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0)
+def _largest(log_weights: Float[Array, "*sets chains"]) -> Float[Array, "*sets 1"]:
+    """Return the largest log-weight of each set; 0 if it is infinite."""
+    largest = jnp.max(log_weights, axis=-1, keepdims=True)
+    return jnp.nan_to_num(largest, posinf=0.0, neginf=0.0)
 
 
 def log_mean_weight(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
     """Return the log of the mean weight."""
-    total = jnp.sum(relative_weights(log_weights))
-    return jnp.log(total / log_weights.shape[0]) + _largest(log_weights)
+    mean = jnp.sum(relative_weights(log_weights)) / len(log_weights)
+    return jnp.log(mean) + _largest(log_weights)[0]
 
 
 def normalised_weights(log_weights: Float[Array, " chains"]) -> Float[Array, " chains"]:
@@ -149,7 +153,12 @@ def relative_ess(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
     every weight is 0 (Kong, Liu and Wong 1994)."""
     weights = relative_weights(log_weights)
     total, squares = jnp.sum(jnp.stack([weights, weights**2]), axis=1)
-    return total**2 / (jnp.maximum(squares, 1e-30) * log_weights.shape[0])
+    return _ess(total, squares) / len(weights)
+
+
+def _ess(total: Array, squares: Array) -> Array:
+    """Return (Σ w)²/Σ w²."""
+    return total**2 / jnp.maximum(squares, 1e-30)
 
 
 # Systematic resampling
@@ -202,83 +211,39 @@ def _digits(numbers: Float[Array, " n"]) -> UInt32[Array, "4 n"]:
     return jnp.stack(digits).astype(jnp.uint32)
 
 
-# Errors, from the genealogy of the chains
+# Statistics of a level
 
 
-def evidence_variance(
-    log_weights: Float[Array, " chains"], ancestors: Int[Array, " chains"]
-) -> Float[Array, ""]:
-    """Return the relative variance of the estimated evidence, from one run,
-
-        Σ_e (W_e − 1/N)²·N/(N − 1),
-
-    with W_e the share of the weight, before the last resampling, of all chains that
-    descend from initial chain e, one of the ``ancestors`` 0 … N − 1 (Lee and Whiteley
-    2018, *Variance estimation in the particle filter*)."""
-    n = log_weights.shape[0]
-    weights = relative_weights(log_weights)
-    shares = weights / jnp.maximum(jnp.sum(weights), 1e-30)
-    by_ancestor = jnp.zeros((n,)).at[ancestors].add(shares)
-    return jnp.sum((by_ancestor - 1 / n) ** 2) * (n / max(n - 1, 1))
-
-
-def num_distinct(ancestors: Int[Array, " chains"]) -> Int[Array, ""]:
-    """Number of initial chains that have descendants."""
-    n = ancestors.shape[0]
-    return jnp.sum(jnp.zeros((n,), jnp.int32).at[ancestors].max(1))
-
-
-def change_without_averaging(
-    log_weights: Float[Array, " chains"], averaging: Float[Array, " chains"]
-) -> Float[Array, " 2"]:
-    """Return the change of the log-evidence at a level if log-weights were greater by
-    ``averaging``, log Σ W·e^averaging, and its variance; zeros where every weight is
-    0."""
-    weights = relative_weights(log_weights)
-    growth = jnp.exp(averaging)
-    total = jnp.sum(weights)
-    mean = jnp.sum(weights * growth) / total
-    variance = jnp.sum((weights / total * (growth / mean - 1)) ** 2)
-    return jnp.where(total > 0, jnp.stack([jnp.log(mean), variance]), 0.0)
-
-
-def step_statistics(
-    log_weights: Float[Array, " chains"],
-    gains: Float[Array, " chains"],
-    errors: Float[Array, " chains"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return how unequally a step to a level changed the weights, and how far its
-    correction moved the chains.
-
-    The first is the relative variance of e^gain under the weights before the step, Σ
-    W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1 (Zhou, Johansen and Aston 2016), infinite where
-    no chain is left; the second the weighted mean of the finite ``errors``.
-    """
-    weights = relative_weights(log_weights)
-    gains = jnp.where(jnp.isnan(gains), -jnp.inf, gains)
-    growth = relative_weights(jnp.where(weights > 0, gains, -jnp.inf))
-    corrected = jnp.isfinite(errors)
-    columns = [
-        weights,
-        weights * growth,
-        weights * growth**2,
-        weights * corrected,
-        jnp.where(corrected, weights * errors, 0.0),
-    ]
-    total, grown, squares, usable, error = jnp.sum(jnp.stack(columns), axis=1)
-    variance = total * squares / grown**2 - 1
-    variance = jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0))
-    return variance, error / jnp.maximum(usable, 1e-30)
+def have_descendants(ancestors: Int[Array, " chains"]) -> Int[Array, " chains"]:
+    """Return 1 for each initial chain that has descendants among N chains, else 0."""
+    return jnp.zeros_like(ancestors).at[ancestors].max(1)
 
 
 class LevelStatistics(NamedTuple):
-    """Statistics that a level reports of its weighted chains."""
+    """Statistics that a level reports of its weighted chains.
 
-    ess: Float[Array, ""]  # `relative_ess`
-    log_mean: Float[Array, ""]  # `log_mean_weight`
+    Attributes:
+        ess: `relative_ess`.
+        log_mean: `log_mean_weight`.
+        evidence_variance: the relative variance of the estimated evidence, from one
+            run, Σ_e (W_e − 1/N)²·N/(N − 1), with W_e the share of the weight, before
+            the last resampling, of all chains that descend from initial chain e (Lee
+            and Whiteley 2018, *Variance estimation in the particle filter*).
+        averaging: the change of the log-evidence at the level if log-weights were
+            greater by a, log Σ W·e^a, and its variance; zeros where every weight is 0.
+        weight_variance: how unequally the step to the level changed the weights: the
+            relative variance of e^gain under the weights before it, Σ W·Σ W·w²/(Σ W·w)²
+            − 1 = 1/CESS − 1 (Zhou, Johansen and Aston 2016), infinite where no chain is
+            left.
+        step_error: how far the step's correction moved the chains: the weighted mean of
+            the finite errors.
+    """
+
+    ess: Float[Array, ""]
+    log_mean: Float[Array, ""]
     evidence_variance: Float[Array, ""]
-    averaging: Float[Array, " 2"]  # `change_without_averaging`
-    weight_variance: Float[Array, ""]  # of `step_statistics`, as the next one
+    averaging: Float[Array, " 2"]
+    weight_variance: Float[Array, ""]
     step_error: Float[Array, ""]
 
 
@@ -290,14 +255,54 @@ def statistics(
     gains: Float[Array, " chains"],
     errors: Float[Array, " chains"],
 ) -> LevelStatistics:
-    """Statistics of a level from the log-weights of all chains, those ``before`` the
-    step, and the increments ``gains`` between."""
-    ess = relative_ess(log_weights)
-    log_mean = log_mean_weight(log_weights)
-    variance = evidence_variance(log_weights, ancestors)
-    change = change_without_averaging(log_weights, averaging)
-    weight_variance, step_error = step_statistics(before, gains, errors)
-    return LevelStatistics(ess, log_mean, variance, change, weight_variance, step_error)
+    """Statistics of a level.
+
+    Args:
+        log_weights: of all chains.
+        ancestors: the initial chain of 0 … N − 1 that each descends from.
+        averaging: what the log-weights would be greater by.
+        before: the log-weights before the step.
+        gains: their increments by it; NaN of chains that are lost.
+        errors: how far its correction moved each chain.
+    """
+    n = len(log_weights)
+    gains = jnp.where(jnp.isnan(gains) | jnp.isneginf(before), -jnp.inf, gains)
+    sets = jnp.stack([log_weights, before, gains])
+    weights, earlier, growth = relative_weights(sets)
+    averaged = jnp.exp(averaging)
+    corrected = jnp.isfinite(errors)
+    # One sum for all: a sum over many chains takes as long to compile as a network's
+    # layer.
+    columns = [
+        weights,
+        weights**2,
+        weights * averaged,
+        earlier,
+        earlier * growth,
+        earlier * growth**2,
+        earlier * corrected,
+        jnp.where(corrected, earlier * errors, 0.0),
+    ]
+    sums = jnp.sum(jnp.stack(columns), axis=1)
+    total, squares, averages, all_before, grown, grown_squares, usable, error = sums
+
+    shares = weights / jnp.maximum(total, 1e-30)
+    by_ancestor = jnp.zeros((n,)).at[ancestors].add(shares)
+    mean = averages / total
+    deviations = [by_ancestor - 1 / n, weights / total * (averaged / mean - 1)]
+    of_ancestors, of_averages = jnp.sum(jnp.stack(deviations) ** 2, axis=1)
+    change = jnp.where(total > 0, jnp.stack([jnp.log(mean), of_averages]), 0.0)
+
+    variance = all_before * grown_squares / grown**2 - 1
+    variance = jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0))
+    return LevelStatistics(
+        ess=_ess(total, squares) / n,
+        log_mean=jnp.log(total / n) + _largest(log_weights)[0],
+        evidence_variance=of_ancestors * (n / max(n - 1, 1)),
+        averaging=change,
+        weight_variance=variance,
+        step_error=error / jnp.maximum(usable, 1e-30),
+    )
 
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of every name

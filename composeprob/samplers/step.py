@@ -671,12 +671,14 @@ def fit(
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = normalised_weights(jnp.where(usable, log_weights, -jnp.inf))
-    mean = weights @ rows
+    means = weights @ jnp.column_stack([rows, weights])
+    mean = means[:-1]
+    squares = means[-1]
     count = len(rows)
     y = rows[:, :dims] - mean[:dims]
     score = rows[:, dims : 2 * dims]
     potential = rows[:, -1]
-    degrees = 1 / (weights @ weights) - 1  # of freedom: effective chains, less the mean
+    degrees = 1 / squares - 1  # of freedom: effective chains, less the mean
 
     def residual_factor(full: bool) -> Array:
         """Factor by which residuals of least squares are too small."""
@@ -884,8 +886,9 @@ def _controls(
     ) -> tuple[Array, Array]:
         """Control of the half that takes it, 0 where it is of no use there."""
         left = potential + features @ coefficients
+        rest, before = jnp.sum(jnp.stack([left, potential]) ** 2, axis=1)
         # False where anything is NaN
-        better = left @ left < tuning.FIT.worth * (potential @ potential)
+        better = rest < tuning.FIT.worth * before
         return form.control(jnp.where(better, coefficients, 0.0))
 
     potential = jax.vmap(centred)(table[..., -2], weights)

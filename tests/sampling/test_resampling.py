@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 import composeprob as cp
 from composeprob.samplers.resampling import (
     Resample,
-    change_without_averaging,
-    evidence_variance,
+    have_descendants,
     log_mean_weight,
-    num_distinct,
     relative_ess,
     relative_weights,
+    statistics,
     systematic,
 )
 from messages import check_wording
@@ -177,17 +176,31 @@ def test_chains_are_resampled_at_level_0_whatever_the_rule_says():
     np.testing.assert_array_equal(never["x"], rarely["x"])
 
 
+def level_statistics(log_weights, ancestors=None, averaging=0.0, gains=0.0, errors=0.0):
+    """Statistics of a level whose step changed the log-weights by the gains."""
+    log_weights = jnp.asarray(log_weights)
+    n = len(log_weights)
+    if ancestors is None:
+        ancestors = jnp.arange(n)
+    averaging, gains, errors = (
+        jnp.broadcast_to(jnp.asarray(values), n)
+        for values in (averaging, gains, errors)
+    )
+    before = log_weights - jnp.nan_to_num(gains)
+    return statistics(log_weights, ancestors, averaging, before, gains, errors)
+
+
 def test_the_variance_of_the_evidence_follows_the_genealogy():
     """Descendants of four of eight initial chains, of weights 0.4, 0.3, 0.2 and 0.1:
     Σ(W − 1/8)²·8/7."""
     ancestors = jnp.array([0, 0, 3, 3, 5, 5, 6, 6])
     weights = jnp.log(jnp.array([0.2, 0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.0]))
     shares = np.array([0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])
-    variance = float(evidence_variance(weights, ancestors))
+    variance = float(level_statistics(weights, ancestors).evidence_variance)
     expected = np.sum((shares - 1 / 8) ** 2) * 8 / 7
     np.testing.assert_allclose(variance, expected, rtol=1e-5)
-    assert float(evidence_variance(jnp.zeros(8), jnp.arange(8))) == 0.0
-    assert int(num_distinct(ancestors)) == 4
+    assert float(level_statistics(jnp.zeros(8)).evidence_variance) == 0.0
+    np.testing.assert_array_equal(have_descendants(ancestors), [1, 0, 0, 1, 0, 1, 1, 0])
 
 
 def test_the_change_of_the_evidence_by_other_weights_and_its_variance():
@@ -198,9 +211,28 @@ def test_the_change_of_the_evidence_by_other_weights_and_its_variance():
     growth = np.array([1, 2, 4]) * 4 / 11 - 1
     shares = np.array([1, 1, 2]) / 4
     expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
-    found = change_without_averaging(log_weights, more)
+    found = level_statistics(log_weights, averaging=more).averaging
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert not np.any(change_without_averaging(jnp.full(3, -jnp.inf), more))
+    nothing = level_statistics(jnp.full(3, -jnp.inf), averaging=more)
+    assert not np.any(nothing.averaging)
+
+
+def test_the_statistics_of_a_step():
+    """Weights 1, 3, 0 that the step multiplied by 2, 1 and 5: 1/CESS − 1 of the first
+    two; the mean of the errors of those that were corrected."""
+    before = np.array([1.0, 3.0, 0.0])
+    growth = np.array([2.0, 1.0, 5.0])
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(before * growth)
+    errors = jnp.array([0.5, jnp.inf, 7.0])
+    of_step = level_statistics(log_weights, gains=np.log(growth), errors=errors)
+    expected = 4 * (1 * 4 + 3 * 1) / (1 * 2 + 3 * 1) ** 2 - 1
+    np.testing.assert_allclose(of_step.weight_variance, expected, rtol=1e-5)
+    np.testing.assert_allclose(of_step.step_error, 0.5, rtol=1e-5)
+    np.testing.assert_allclose(of_step.ess, relative_ess(log_weights), rtol=1e-5)
+    np.testing.assert_allclose(of_step.log_mean, np.log(5 / 3), rtol=1e-5)
+    lost = level_statistics(log_weights, gains=jnp.full(3, jnp.nan))
+    assert lost.weight_variance == jnp.inf
 
 
 def test_a_run_of_which_few_chains_count_says_so_and_is_ok():

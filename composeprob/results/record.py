@@ -232,8 +232,9 @@ class Record:
     log_weights: np.ndarray
     log_evidence: float | None
     evaluations: int = field(metadata={"least": 0})
-    levels: xarray.Dataset
     about: About
+    # xarray is slow to import.
+    levels: xarray.Dataset = Later()  # type: ignore[assignment]
     status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
     reason: str = ""

@@ -14,6 +14,7 @@ from jax import Array
 
 from composeprob.arguments import NotPickled, check_path
 from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
+from composeprob.records import REPORTED
 from composeprob.results import saving
 from composeprob.results.comparison import compare
 from composeprob.results.geometry import as_images, is_image
@@ -85,13 +86,12 @@ class Result(NotPickled, Record):
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 
         def __getattr__(self, name: str) -> NoReturn:
-            # Not `self.levels`: a copy has no fields before it is filled in.
-            levels = self.__dict__.get("levels", {})
+            # Not `self.samples`: a copy has no fields before it is filled in.
             sites = self.__dict__.get("samples", ())
             instead = {}
             for fact in fields(About):
                 instead[fact.name] = f"write result.about.{fact.name}."
-            for diagnostic in levels:
+            for diagnostic in REPORTED:
                 instead[diagnostic] = f"write result.levels[{diagnostic!r}]."
             for site in sites:
                 instead[site] = f"write result[{site!r}]."

@@ -132,7 +132,7 @@ def _arrival(state: State) -> Position | None:
     """Positions on arrival at level 0, if the chains have moved since."""
     if not _is_moved(state) or state.arrival_points is None:
         return None
-    alpha = float(state.density.schedule.alpha[0])
+    alpha = float(np.asarray(state.density.schedule.alpha)[0])
     layout = Layout.of_density(state.density)
     points: Any = state.arrival_points  # arithmetic alone, which is NumPy's too
     return layout.position(points, alpha)
@@ -196,13 +196,14 @@ def summarised(
             lambda result: math.nan if result.status.withholds else error
         )
     log_snr = np.asarray(density.schedule.log_snr)[ended.levels]
+    records = vars(ended.records)  # not the run, which has all positions
     return Result(
         samples=samples,
         log_weights=support.log_weights,
         log_evidence=log_evidence,
         log_evidence_error=log_evidence_error,
         evaluations=_evaluations(ended),
-        levels=by_level(log_snr, sampler.blocks, vars(ended.records)),
+        levels=later(lambda _: by_level(log_snr, sampler.blocks, records)),
         reason=state.attempt.why + trust.corrections,
         about=_about(ended, run, repetition),
         status=later(lambda _: status()),

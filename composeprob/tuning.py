@@ -530,8 +530,10 @@ WARM_UP = _WarmUp()
 
 
 class _Relaxation(NamedTuple):
-    # Most rounds of 60 transitions of MALA.
-    rounds: int = 6
+    # Transitions by the kernel that came down.
+    stay: int = 60
+    # Most rounds of as many transitions of MALA after them.
+    rounds: int = 5
     # Probability that another round follows although the samples are those of π₀.
     by_chance: float = 0.05
 

@@ -278,10 +278,16 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
 
 
 @executable(out=Run.places())
-def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) -> Run:
-    """Return the run after the visits up to number ``end``, which is an array so that
-    every stretch of levels is one executable."""
-    return sampler.advance(run, density, end)
+def advance(
+    sampler: Sampler,
+    run: Run,
+    density: AnnealedDensity,
+    end: Array,
+    stay: Array,
+) -> Run:
+    """Return the run after the visits up to number ``end``, and ``stay`` transitions at
+    level 0; both are arrays so that every stretch is one executable."""
+    return sampler.advance(run, density, end, stay)
 
 
 @executable(out=everywhere)

@@ -267,8 +267,9 @@ def descend(state: State, title: str = "") -> None:
     stretch = Stretch(state.bars.pause)
     while not (visits.arrived or state.stopped):
         made = int(visits.made)
-        end = state.run.spread.number(made + stretch.size)
-        run = compiled.advance(sampler, state.run, density, end)
+        number = state.run.spread.number
+        end = number(made + stretch.size)
+        run = compiled.advance(sampler, state.run, density, end, number(0))
         state.run = jax.block_until_ready(run)
         visits = state.visits
         stretch.adapt(int(visits.made) - made)
@@ -320,8 +321,14 @@ def _finished(state: State, finisher: Finisher) -> Run:
     start = points
     spent = int(run.spent)
     done = 0
-    drift = 1.0
+    drift = 0.0
     departure = 0.0
+    if finisher.stay:
+        state.report(title, total, done=done, doing="moving at level 0")
+        run = _stayed(state, finisher.stay)
+        spent += finisher.stay * state.sampler.moves.kernel.evaluations_per_step
+        points = _points(run)
+        departure = _departure(state, finisher, run, points)
     while done < total and (done < finisher.fewest_rounds or drift + departure > 0):
         state.report(title, total, done=done, doing="fitting the population")
         told = None
@@ -344,8 +351,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift = finisher.drift(trail, state.density, weighted)
         if drift and renewed and _in_modes(state, points):
             drift = finisher.drift(trail, state.density, True)
-        scores = _scores(state.sampler, run)
-        departure = finisher.departure(points, scores, np.asarray(run.ancestors))
+        departure = _departure(state, finisher, run, points)
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
     if total > 1:  # a single round measures no drift
@@ -359,6 +365,27 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift=measured,
         renewed=run.spread.number(most_renewed, run.renewed.dtype.type),
     )
+
+
+def _stayed(state: State, transitions: int) -> Run:
+    """Return the run after transitions of the sampler's own kernel at level 0."""
+    sampler, density = state.placed
+    number = state.run.spread.number
+    end = number(int(state.visits.made))
+    run = compiled.advance(sampler, state.run, density, end, number(transitions))
+    return jax.block_until_ready(run)
+
+
+def _departure(
+    state: State,
+    finisher: Finisher,
+    run: Run,
+    points: Float[np.ndarray, "chains size"],
+) -> float:
+    """Return by how much the points of a run contradict the target, as the finisher
+    asks it."""
+    scores = _scores(state.sampler, run)
+    return finisher.departure(points, scores, np.asarray(run.ancestors))
 
 
 def _asks_memory(state: State) -> bool:
@@ -390,7 +417,7 @@ def _memory(state: State) -> float:
 def _in_modes(state: State, points: Float[np.ndarray, "chains size"]) -> bool:
     """Return whether chains lie in separated modes of level 0."""
     layout = Layout.of_density(state.density)
-    alpha = float(state.density.schedule.alpha[0])
+    alpha = float(np.asarray(state.density.schedule.alpha)[0])
     values: Any = points  # arithmetic alone, which is NumPy's too
     return in_separated_modes(state.density, layout.position(values, alpha))
 

@@ -77,29 +77,31 @@ class StepRecord(eqx.Module):
     error: Float[Array, " chains"]  # how far the correction moved the chain
 
 
-class LevelState(eqx.Module):
-    """The state of the level in progress."""
-
-    phase: Int[Array, ""]  # the next row of the table of phases
-    turn: Int[Array, ""]  # transitions made so far
-    query: Float[Array, "chains *rungs size"]  # where chains are evaluated next, v
-    step_record: StepRecord
-    # Of a step that is corrected: the fit where it starts, and the evaluation where
-    # `Step.predict` led.
-    above: Fit | None
-    predicted: DriftTerms | None
-    trajectories: tuple[PyTree[Array], ...]  # transitions under way, by block
-    # Position and score of each chain before its transitions, if a metric is measured.
-    origin: Float[Array, "chains *rungs twice_size"] | None
-    tally: Tally  # sums over the transitions so far
-
-
 class StepFits(NamedTuple):
     """Fits over the population at both ends of a step, and the law that they give."""
 
     above: Fit | None = None  # where it starts
     here: Fit | None = None  # where it ends
     law: Step | None = None  # of a step of second order
+
+
+class LevelState(eqx.Module):
+    """The state of the level in progress."""
+
+    phase: Int[Array, ""]  # the next row of the table of phases
+    turn: Int[Array, ""]  # transitions made so far
+    # Transitions to make at level 0 after all visits; 0 on the way down, None if the
+    # sampler makes none.
+    stay: Int[Array, ""] | None
+    query: Float[Array, "chains *rungs size"]  # where chains are evaluated next, v
+    step_record: StepRecord
+    fits: StepFits
+    # Of a step that is corrected: the evaluation where `Step.predict` led
+    predicted: DriftTerms | None
+    trajectories: tuple[PyTree[Array], ...]  # transitions under way, by block
+    # Position and score of each chain before its transitions, if a metric is measured.
+    origin: Float[Array, "chains *rungs twice_size"] | None
+    tally: Tally  # sums over the transitions so far
 
 
 class PhaseContext(eqx.Module):
@@ -109,7 +111,6 @@ class PhaseContext(eqx.Module):
     end: Noise  # of the level in progress
     falls: Bool[Array, ""]  # True if a step lies between them
     normals: Float[Array, "chains *rungs noise"]  # standard normals of every chain
-    fits: StepFits = StepFits()
 
 
 Carry: TypeAlias = tuple[Run, LevelState]
@@ -178,6 +179,8 @@ class Descent:
             falling at level 0: so they adapt once more, ever less, in the first
             `Transitions.settling` transitions, and are fixed then. Metrics do not
             change.
+        stays: whether chains that came down may `stay` at level 0 for further
+            transitions, whose step sizes settle in the same way.
     """
 
     density: AnnealedDensity
@@ -188,6 +191,7 @@ class Descent:
     exchange: Resampler | None = None
     terms: bool = False
     leads: bool = True
+    stays: bool = False
 
     def __post_init__(self, run: Run) -> None:
         self._set_chains(run)
@@ -229,12 +233,14 @@ class Descent:
         self.blocks: tuple[int, ...] = ()
         self.total = 0
         self.adapting = 0
+        self.settling = 0
         if moves is not None:
             self.blocks = tuple(moves.kernel.order)
             self.total = moves.total
             self.adapting = moves.total - moves.count
+            self.settling = moves.settling
         if not self.leads:
-            self.adapting = moves.settling
+            self.adapting = self.settling
         # Reverse diffusion by itself needs no evaluation where it ends.
         self.steps_only = self.weights is None and not self.blocks
         # A kernel with a `step` of its own cannot be cut at its evaluations.
@@ -312,8 +318,11 @@ class Descent:
         # which weights them, is left.
         arrival = max(self.num_leading - 1, 0)
         phase = jnp.where(context.falls, 0, arrival).astype(jnp.int32)
+        stay = None
+        if self.stays:
+            stay = jnp.zeros_like(phase)
         drift = drift_of(run.chains.evaluation, self.layout.dims)
-        self.shapes_of_fits = self._shapes_of_fits(run, points, drift, context)
+        shapes_of_fits = self._shapes_of_fits(run, points, drift, context)
         trajectories = []
         for b in () if self.opaque else range(len(self.blocks)):
             trajectory, _ = jax.eval_shape(partial(self.started, b), run, context)
@@ -322,27 +331,31 @@ class Descent:
         if self.blocks and measures_metric(self.moves.kernel):
             origin = jnp.zeros((n, 2 * self.layout.size))
         tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
-        above = None
-        predicted = None
-        if self.corrects:
-            above = zeros_of(self.shapes_of_fits.above)
-            predicted = drift
+        predicted = drift if self.corrects else None
         return LevelState(
             phase=phase,
             turn=jnp.zeros_like(phase),
+            stay=stay,
             query=points,
             step_record=step_record,
-            above=above,
+            fits=zeros_of(shapes_of_fits),
             predicted=predicted,
             trajectories=tuple(trajectories),
             origin=origin,
             tally=tally,
         )
 
+    def staying(self, state: LevelState, stay: Array | int) -> LevelState:
+        """Return the state of chains that make ``stay`` transitions where they are; the
+        same state if that is 0."""
+        stay = jnp.asarray(stay, jnp.int32)
+        phase = jnp.where(stay > 0, self.num_leading, state.phase)
+        return dataclasses.replace(state, stay=stay, phase=phase.astype(jnp.int32))
+
     def _shapes_of_fits(
         self, run: Run, points: Array, drift: DriftTerms, context: PhaseContext
     ) -> StepFits:
-        """Shapes of what `fitted` returns, for the phases that need no fits."""
+        """Shapes of what `fitted` returns."""
         if not (self.control or self.corrects):
             return StepFits()
         fit = jax.eval_shape(self.fit, run, points, drift, context.end)
@@ -358,9 +371,7 @@ class Descent:
         before, after, _, draw = jnp.asarray(self.table)[state.phase]
         context = self.with_normals(run, state, self.context(run), draw)
         if self.control or self.corrects:
-            context = self.with_fits(run, state, context)
-        if self.corrects:
-            state = dataclasses.replace(state, above=context.fits.above)
+            state = self.with_fits(run, state, context)
         state = jax.lax.switch(before, self.before, run, state, context)
         # The only place where the loop evaluates the density: outside of the branches,
         # which would each have its networks.
@@ -380,20 +391,29 @@ class Descent:
         if not self.leads:
             return run, state
 
+        due: Array | int = self.total
+        if state.stay is not None:
+            due = jnp.where(state.stay > 0, state.stay, due)
+
         def leave() -> Carry:
             # The next level begins with its first phase, no transition, empty sums.
-            counters = {"phase": state.phase, "turn": state.turn, "tally": state.tally}
+            counters = {
+                "phase": state.phase,
+                "turn": state.turn,
+                "stay": state.stay,
+                "tally": state.tally,
+            }
             zeros = jax.tree.map(jnp.zeros_like, counters)
-            after = self.leave(run, state, context)
+            after = self.left(run, state, context)
             return after, dataclasses.replace(state, **zeros)
 
-        def stay() -> Carry:
+        def go_on() -> Carry:
             return run, state
 
-        return jax.lax.cond(transition_over & (turn >= self.total), leave, stay)
+        return jax.lax.cond(transition_over & (turn >= due), leave, go_on)
 
     def context(self, run: Run) -> PhaseContext:
-        """Return what chains share in a phase, without fits and random numbers."""
+        """Return what chains share in a phase, without random numbers."""
         level, level_above = run.visits.now
         schedule = self.density.schedule
         start = schedule.at(level_above)
@@ -413,14 +433,14 @@ class Descent:
 
     def with_fits(
         self, run: Run, state: LevelState, context: PhaseContext
-    ) -> PhaseContext:
-        """Return the context with fits in the phases that lead to a level."""
+    ) -> LevelState:
+        """Return the state with new fits in the phases that lead to a level."""
         fits = jax.lax.cond(
             state.phase < self.num_leading,
             partial(self.fitted, run, state, context),
-            partial(zeros_of, self.shapes_of_fits),
+            lambda: state.fits,
         )
-        return dataclasses.replace(context, fits=fits)
+        return dataclasses.replace(state, fits=fits)
 
     def draw_number(self, run: Run, state: LevelState, draw: Array | int) -> Array:
         """Return the number of a draw, which counts a chain's random numbers: at every
@@ -430,6 +450,10 @@ class Descent:
         per_level = 1 + self.total * len(self.blocks)
         within_level = state.turn * len(self.blocks) + draw
         first_of_level = run.visits.number.astype(jnp.uint32) * per_level
+        if state.stay is not None:
+            # Transitions of chains that stay are counted behind those of all levels.
+            behind = jnp.where(state.stay > 0, self.density.num_levels * per_level, 0)
+            first_of_level = first_of_level + behind.astype(jnp.uint32)
         return first_of_level + within_level.astype(jnp.uint32)
 
     def normals(
@@ -508,8 +532,8 @@ class Descent:
         at_end = state.query, state.predicted, context.end
         place = jax.tree.map(partial(jnp.where, starts), at_start, at_end)
         here = self.fit(run, *place)
-        assert state.above is not None
-        above = where(starts, here, state.above)
+        assert state.fits.above is not None
+        above = where(starts, here, state.fits.above)
         return StepFits(above, here, self.law(context, above, here, ~starts))
 
     def fit(self, run: Run, points: Array, drift: DriftTerms, noise: Noise) -> Fit:
@@ -571,7 +595,7 @@ class Descent:
             scale = jnp.where(jnp.arange(self.layout.size) < d, growth, 1.0)
             query = self.spread.map(lambda v: v * scale, points)
             return dataclasses.replace(state, query=query)
-        law = context.fits.law or Step.ddpm(
+        law = state.fits.law or Step.ddpm(
             context.start.variance, context.end.variance, self.step.eta
         )
 
@@ -579,7 +603,7 @@ class Descent:
             v: Array, evaluation: Evaluation, half: Array, z: Array
         ) -> tuple[Array, StepRecord]:
             y = v[:d]
-            above = context.fits.above
+            above = state.fits.above
             drift, score, rate = self.followed(y, evaluation, half, above)
             moved, noise, log_ratio = law.predict(y, drift, score, z, self.twist_limit)
             # Where a score is NaN the chain stays at its x: at its y it would grow with
@@ -634,7 +658,7 @@ class Descent:
         first level chains stay."""
         d = self.layout.dims
         falls = context.falls
-        _, here, law = context.fits
+        _, here, law = state.fits
         assert law is not None
 
         def chain(
@@ -702,7 +726,7 @@ class Descent:
         """Move every chain to where its step ended: weighted, resampled, and ready for
         its transitions."""
         level = context.end.index
-        backward = self.backward_kernel(context)
+        backward = self.backward_kernel(state, context)
         # Chains without weights have path weights.
         rule: Weights = FeynmanKac()
         if self.weights is not None:
@@ -727,7 +751,7 @@ class Descent:
                 """Increment of the step: −∞ where the density is 0; of weighted chains
                 NaN where it, or a score, is NaN."""
                 y = v[: self.layout.dims]
-                _, _, rate = self.followed(y, evaluation, half, context.fits.here)
+                _, _, rate = self.followed(y, evaluation, half, state.fits.here)
                 before = eqx.tree_at(rate_of, start, record.rate)
                 after = eqx.tree_at(rate_of, moved, rate)
                 passage = Passage(
@@ -780,13 +804,15 @@ class Descent:
             state = dataclasses.replace(state, origin=positions_and_scores(run))
         return run, state
 
-    def backward_kernel(self, context: PhaseContext) -> Backward | None:
+    def backward_kernel(
+        self, state: LevelState, context: PhaseContext
+    ) -> Backward | None:
         """Return the step's backward kernel, if a user's potential is averaged over
         it."""
         by_rate = self.weights is not None and self.weights.by_rate
         if not (by_rate and self.density.evaluator.has_user_potential):
             return None
-        above, here, _ = context.fits
+        above, here, _ = state.fits
         both = None
         if above is not None and here is not None:
             both = above, here
@@ -916,23 +942,35 @@ class Descent:
         tally = state.tally.adding(b, info, counted, step)
         state = dataclasses.replace(state, tally=tally)
         mean = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
-        pace = self.pace(b, state.turn)
+        pace = self.pace(b, state)
         tuned = list(run.tuning)
         tuned[b] = moves.adapted(b, tuned[b], mean, self.num_chains, pace)
         return dataclasses.replace(run, chains=chains, tuning=tuple(tuned)), state
 
-    def pace(self, b: int, turn: Array) -> Array | float:
+    def pace(self, b: int, state: LevelState) -> Array | float:
         """Return the factor by which block b's step size adapts more slowly: 0 after a
         warm-up, where it is fixed."""
+        turn = state.turn
+        # At full pace for half of the transitions, then ever less.
+        settling = jnp.clip(2 - 2 * turn / max(self.settling, 1), 0.0, 1.0)
         if not self.leads:
-            # At full pace for half of the transitions, then ever less.
-            return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
+            return settling
+        pace: Array | float = 1.0
         rule = self.moves.adaptive[b]
         if self.adapting and rule is not None and rule.warmup:
-            return turn < self.adapting
-        return 1.0
+            pace = turn < self.adapting
+        if state.stay is not None:
+            return jnp.where(state.stay > 0, settling, pace)
+        return pace
 
     # Leave
+
+    def left(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
+        """Return the run after its transitions: to stay is no visit."""
+        leave = partial(self.leave, run, state, context)
+        if state.stay is None:
+            return leave()
+        return jax.lax.cond(state.stay > 0, lambda: run, leave)
 
     def leave(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
         """Leave a level that is done: record its transitions, and measure metrics from

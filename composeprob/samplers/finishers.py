@@ -65,6 +65,9 @@ class Finisher(eqx.Module):
     rounds = 1
     # Rounds before `drift` and `departure` may end them.
     fewest_rounds = 2
+    # Transitions of the sampler's own kernel at level 0 before the first round: they
+    # are in the executable that came down.
+    stay = 0
     # True if it can move the tokens of categorical sites.
     moves_tokens: ClassVar[bool] = False
     # False if it moves chains of a sampler without a kernel, too.
@@ -247,12 +250,14 @@ class WarmUp(Finisher):
         size = Layout.of_density(density).size
         # Any population: the kernel's evaluations depend on the density alone.
         points = np.random.default_rng(0).standard_normal((16, size))
-        return self.fewest_rounds * self.evaluations(self.adapt(points, density))
+        rounds = max(self.fewest_rounds, self.stay > 0)
+        return rounds * self.evaluations(self.adapt(points, density))
 
 
 class Relaxation(WarmUp):
-    """MALA at the target until the samples satisfy Stein's identity there, for energies
-    whose level 0 is not the limit of their noisier levels.
+    """Moves at the target until the samples satisfy Stein's identity there, for
+    energies whose level 0 is not the limit of their noisier levels: by the sampler's
+    own kernel, then rounds of MALA in the population's variances.
 
     A network that learns scores at each level by itself need not agree with itself
     between levels. The weights of SMC do not show that: they lead to the limit of the
@@ -266,7 +271,8 @@ class Relaxation(WarmUp):
     """
 
     rounds = tuning.RELAXATION.rounds
-    fewest_rounds = 1
+    fewest_rounds = 0
+    stay = tuning.RELAXATION.stay
     keeps_modes: ClassVar[bool] = True
 
     def adapt(self, points: Points, density: AnnealedDensity) -> Transitions:

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import math
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -134,6 +134,11 @@ class Sampler(eqx.Module):
     def can_draw(self) -> bool:
         """True if the sampler can go on at level 0, for draws."""
         return self.moves is not None
+
+    @property
+    def stays(self) -> bool:
+        """True if its own kernel makes the first transitions of a finisher."""
+        return any(finisher.stay for finisher in self.finishers)
 
     @property
     def check_order(self) -> int | None:
@@ -323,17 +328,34 @@ class Sampler(eqx.Module):
             self.weights,
             self.exchange,
             self.needs_terms(density),
+            stays=self.stays,
         )
 
-    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
+    def advance(
+        self,
+        run: Run,
+        density: AnnealedDensity,
+        end: Array | int,
+        stay: Array | int = 0,
+    ) -> Run:
         """Visit levels until ``end`` visits are made, or level 0 is reached; traced
-        once for all levels."""
-        phases = self.phases(density, run)
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[0].visits.before(end),
-            phases.phase,
-            (run, phases.blank(run)),
-        )
+        once for all levels.
+
+        At level 0, chains of a sampler that `stays` make ``stay`` more transitions.
+        """
+        phases: Any = self.phases(density, run)
+        begun = phases.blank(run)
+        if self.stays:
+            begun = phases.staying(begun, stay)
+
+        def unfinished(carry: tuple[Run, Any]) -> Array:
+            run, state = carry
+            unvisited = run.visits.before(end)
+            if not self.stays:
+                return unvisited
+            return unvisited | (state.stay > 0)
+
+        run, _ = jax.lax.while_loop(unfinished, phases.phase, (run, begun))
         return run
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:

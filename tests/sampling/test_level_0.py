@@ -1,6 +1,8 @@
 """Stein's identity at level 0, asked of every run; and learned energies, whose default
 run ends with moves there."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 import composeprob as cp
 from composeprob.findings import Code
 from composeprob.results.repetition import repeated_weights
-from composeprob.runtime import outcome
+from composeprob.runtime import compiled, outcome
 from composeprob.samplers.choose import choose
 from composeprob.samplers.finishers import Relaxation
+from composeprob.samplers.run import Visits, begin
 from messages import check_finding
 from sampling_cases import learned, normal, run, single, weighed
 
@@ -69,6 +72,52 @@ def test_a_default_run_of_a_learned_energy_moves_at_level_0(unlike):
     # One round of moves is enough here.
     descent = run(unlike, chains=300, sampler=cp.SMC()).evaluations
     assert result.evaluations == descent + 60
+
+
+def test_these_moves_are_in_the_executable_that_came_down(unlike, monkeypatch):
+    """Another one, which has the networks once more, follows only where Stein's
+    identity does not hold."""
+    rounds = []
+
+    def counted(*arguments):
+        rounds.append(arguments)
+        return close(*arguments)
+
+    close = compiled.close
+    monkeypatch.setattr(compiled, "close", counted)
+    relaxed = run(unlike, chains=300, sampler=None)
+    assert not rounds
+    # They are no visit: what is recorded are the levels on the way.
+    descent = run(unlike, chains=300, sampler=cp.SMC())
+    for name in ("acceptance", "step_size", "ess"):
+        np.testing.assert_allclose(
+            relaxed.levels[name], descent.levels[name], rtol=1e-4
+        )
+    monkeypatch.setattr(Relaxation, "stay", 1)
+    run(unlike, chains=300, sampler=cp.SMC(then=Relaxation()))
+    assert rounds
+
+
+def test_moves_at_level_0_have_random_numbers_of_their_own(unlike):
+    sampler = cp.SMC(then=Relaxation()).prepare(unlike)
+    count = unlike.num_levels
+    begun = begin(jax.random.key(0), 1, Visits.every(count - 1, count))
+    begun = sampler.start(begun, unlike, count - 1)
+    descent = sampler.phases(unlike, begun)
+    down = descent.blank(begun)
+
+    def numbers(state, made, turns, draws):
+        visits = dataclasses.replace(begun.visits, made=jnp.int32(made))
+        at = dataclasses.replace(begun, visits=visits)
+        for turn in range(turns):
+            state = dataclasses.replace(state, turn=jnp.int32(turn))
+            yield from (int(descent.draw_number(at, state, draw)) for draw in draws)
+
+    used = []
+    for made in range(count):
+        used += numbers(down, made, descent.total, (0, 1))
+    used += numbers(descent.staying(down, Relaxation.stay), count, Relaxation.stay, [1])
+    assert len(set(used)) == len(used)
 
 
 def test_shares_of_the_repetition_are_those_of_where_chains_arrived(

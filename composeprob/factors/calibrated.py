@@ -213,19 +213,25 @@ def interpolate(
     """
     if len(knots) == 1:
         return values[0]
-    # The interval that holds the point, or the nearest one.
-    i = jnp.clip(jnp.sum(knots <= at) - 1, 0, len(knots) - 2)
-    widths = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
-    secants = jnp.diff(values, axis=0) / widths
-    # Slope of the parabola at its middle knot: each secant by the other's width.
-    weighted = secants[:-1] * widths[1:] + secants[1:] * widths[:-1]
-    inner = weighted / (widths[1:] + widths[:-1])
-    slopes = jnp.concatenate([secants[:1], inner, secants[-1:]])
-    start, end = jax.lax.dynamic_slice_in_dim(knots, i, 2)
-    low, high = jax.lax.dynamic_slice_in_dim(values, i, 2)
-    slope_at_start, slope_at_end = jax.lax.dynamic_slice_in_dim(slopes, i, 2)
+    last = len(knots) - 2
+    # The interval that holds the point, or the nearest one, between its neighbours.
+    i = jnp.clip(jnp.sum(knots <= at) - 1, 0, last)
+    near = jnp.clip(i + np.arange(-1, 3), 0, last + 1)
+    before, start, end, after = knots[near]
+    below, low, high, above = values[near]
     width = end - start
     rise = high - low
+
+    def parabola(beside: Array, rise_beside: Array, inner: Array) -> Array:
+        """Slope at the knot between two intervals: each secant by the other's width. At
+        the ends of the table that of the one interval."""
+        beside = jnp.where(inner, beside, width)
+        rise_beside = jnp.where(inner, rise_beside, rise)
+        both = rise / width * beside + rise_beside / beside * width
+        return both / (width + beside)
+
+    slope_at_start = parabola(start - before, low - below, i > 0)
+    slope_at_end = parabola(after - end, above - high, i < last)
     t = (at - start) / width
     inside = jnp.clip(t, 0.0, 1.0)
     beyond = (t - inside) * width

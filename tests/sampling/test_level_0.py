@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.findings import Code
 from composeprob.results.repetition import repeated_weights
-from composeprob.runtime import compiled, outcome
+from composeprob.runtime import compiled, outcome, stages
 from composeprob.samplers.choose import choose
 from composeprob.samplers.finishers import Relaxation
 from composeprob.samplers.run import Visits, begin
@@ -96,6 +96,24 @@ def test_these_moves_are_in_the_executable_that_came_down(unlike, monkeypatch):
     monkeypatch.setattr(Relaxation, "stay", 1)
     run(unlike, chains=300, sampler=cp.SMC(then=Relaxation()))
     assert rounds
+
+
+def test_a_run_that_is_interrupted_in_these_moves_begins_them_anew(
+    unlike, monkeypatch, tmp_path
+):
+    whole = run(unlike, chains=64, sampler=cp.SMC(then=Relaxation()))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    options = {"chains": 64, "sampler": cp.SMC(then=Relaxation())}
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "_stayed", interrupted)
+        kept = run(unlike, checkpoint_dir=tmp_path, **options)
+    assert kept.status.has(Code.INTERRUPTED)
+    resumed = run(unlike, checkpoint_dir=tmp_path, **options)
+    np.testing.assert_array_equal(resumed["x"], whole["x"])
+    assert resumed.evaluations == whole.evaluations
 
 
 def test_moves_at_level_0_have_random_numbers_of_their_own(unlike):

@@ -264,7 +264,7 @@ def test_rounding_that_changes_estimates_is_found(centre):
     network = Offset(jnp.eye(SIZE), jnp.full(SIZE, centre))
     energy = factor(network, "energy")
     density = cp.compile(single, energy, precision="bfloat16")
-    result = cp.infer(density, jax.random.key(0), num_chains=128, progress=False)
+    result = cp.infer(density, jax.random.key(0), num_chains=256, progress=False)
     check = RoundedNetworks()
     found = [f for f in result.status.findings if "bfloat16" in f.message]
     assert bool(found) == (centre != 0)

@@ -50,8 +50,10 @@ def rounding(
     n = 1 / float(np.sum(weights**2))
     covariances = (weights * deviation) @ units
     # ‖C‖² of the correlations C, of which there may be many more than samples.
-    rows_of_units = np.sqrt(weights)[:, None] * units
-    squared = float(np.sum((rows_of_units @ rows_of_units.T) ** 2))
+    weighted = np.sqrt(weights)[:, None] * units
+    if len(weighted) > weighted.shape[1]:
+        weighted = weighted.T  # ‖A·Aᵀ‖ = ‖Aᵀ·A‖: the smaller matrix of the two
+    squared = float(np.sum((weighted @ weighted.T) ** 2))
     varying = np.count_nonzero(spread)
     noise = (varying + 4 * math.sqrt(2 * squared)) * variance / n
     shift = math.sqrt(max(float(np.sum(covariances**2)) - noise, 0.0))

@@ -56,9 +56,19 @@ def normal(
     mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE
 ) -> cp.Analytic:
     """A Gaussian factor with independent entries."""
-    return cp.Analytic(
-        dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule
-    )
+    return cp.Analytic(dist.Normal(on_host(mean), on_host(sd)), schedule)
+
+
+def on_host(values: Any) -> Any:
+    """An array in the precision of JAX's numbers; of traced values a traced one.
+
+    NumPyro checks the values of a distribution: on a device each operation of that
+    would be compiled for each shape.
+    """
+    traced = [isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)]
+    if any(traced):
+        return jnp.asarray(values, float)
+    return np.asarray(values, jnp.result_type(float))
 
 
 def slow(*row: Any) -> Any:
@@ -69,10 +79,10 @@ def slow(*row: Any) -> Any:
 def modes(shares: Any, means: Any, sds: Any) -> dist.Distribution:
     """A mixture of normal laws of a number, or, where the means are rows, of an
     event."""
-    means, sds = jnp.asarray(means, float), jnp.asarray(sds, float)
+    means, sds = on_host(means), on_host(sds)
     width = sds[:, None] if sds.ndim == 1 < means.ndim else sds
     parts = dist.Normal(means, width).to_event(means.ndim - 1)
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(shares)), parts)
+    return dist.MixtureSameFamily(dist.Categorical(probs=on_host(shares)), parts)
 
 
 def learned(

@@ -95,7 +95,11 @@ class TopLaw(eqx.Module):
         """Return the law of one level, which may be traced."""
         if not self.stacked:
             return self
-        law_of_level = jax.tree.map(lambda a: a[level], self)
+        law = self
+        if isinstance(level, int) and not isinstance(self.degree, jax.core.Tracer):
+            # On the host: each operation on a device would be compiled separately.
+            law = jax.tree.map(np.asarray, self)
+        law_of_level = jax.tree.map(lambda a: a[level], law)
         return dataclasses.replace(law_of_level, stacked=False)
 
     def draw(self, key: Array, sigma: Array) -> dict[str, Array]:

@@ -356,7 +356,7 @@ def _empty_negations(
     """
     for i, expert in enumerate(density.described.experts):
         statistic = statistics[i]
-        total_power = np.mean(density.top.at(0).power[expert.site])
+        total_power = np.mean(np.asarray(density.top.at(0).power[expert.site]))
         num_samples = statistic.energy.shape[1]
         if expert.power >= 0 or num_samples < 8 or total_power > 0.99:
             continue

@@ -92,8 +92,13 @@ class Analytic(LeafFactor, metaclass=OrOfTokens):
             schedule, distribution.batch_shape + distribution.event_shape
         )
         self.fixed = {}
-        # Refuses an unknown distribution now rather than at compile time.
-        noised(distribution, schedule.at(0))
+
+        def noised_at_level_0() -> None:
+            noised(distribution, schedule.at(0))
+
+        # Refuses an unknown distribution now rather than at compile time. Traced, as
+        # each operation on its arrays would be compiled by itself.
+        jax.eval_shape(noised_at_level_0)
 
     @classmethod
     def of_tokens(cls, *args: object, **kwargs: object) -> Factor | None:

@@ -358,21 +358,30 @@ def test_handlers_keep_their_meaning():
 
 @pytest.mark.parametrize("size", [1, 5, 39])
 def test_the_whitener_is_the_inverse_of_the_cholesky_factor(size):
-    root = jax.random.normal(jax.random.key(0), (3, 2, size, size))
-    covariance = root @ jnp.swapaxes(root, -1, -2) + jnp.eye(size)
-    expected = np.linalg.inv(np.linalg.cholesky(np.asarray(covariance, np.float64)))
-    np.testing.assert_allclose(
-        jax.jit(whitener)(covariance), expected, rtol=1e-3, atol=1e-5
-    )
+    root = np.random.default_rng(0).normal(size=(3, 2, size, size))
+    covariance = root @ root.swapaxes(-1, -2) + np.eye(size)
+    moved = covariance + 0.1 * covariance.swapaxes(-1, -2)
 
     def differently(c):
         return jnp.linalg.inv(jnp.linalg.cholesky(c))
 
-    moved = covariance + 0.1 * jnp.swapaxes(covariance, -1, -2)
-    change = jax.jit(lambda f, c, m: jax.jvp(f, (c,), (m,))[1], static_argnums=0)
-    derivative = change(whitener, covariance, moved)
-    expected = change(differently, covariance, moved)
-    np.testing.assert_allclose(derivative, expected, rtol=2e-3, atol=1e-4)
+    @jax.jit
+    def with_changes(covariance, moved):
+        functions = (whitener, differently)
+        return [jax.jvp(f, (covariance,), (moved,)) for f in functions]
+
+    single_precision = [np.float32(covariance), np.float32(moved)]
+    (value, change), (_, expected_change) = with_changes(*single_precision)
+    expected = np.linalg.inv(np.linalg.cholesky(covariance))
+    np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(change, expected_change, rtol=2e-3, atol=1e-4)
+
+
+@jax.jit
+def both_ways(residual, noise, loadings, whole):
+    """The density of a sum, and as if its covariance were one matrix."""
+    of_sum = log_normal_of_sum(residual, whitener(noise), loadings)
+    return of_sum, log_normal(residual, whole)
 
 
 @pytest.mark.parametrize(("m", "n"), [(5, 1), (2, 3), (20, 20)])
@@ -388,14 +397,11 @@ def test_the_density_of_a_sum_stands_noise_that_is_small_beside_it(m, n, sd):
     whole = noise + loadings @ loadings.T
     solved = np.einsum("ia,ab,ib->i", residual, np.linalg.inv(whole), residual)
     exact = -0.5 * (solved + np.linalg.slogdet(2 * np.pi * whole)[1])
-    of_sum = log_normal_of_sum(
-        jnp.asarray(residual), whitener(jnp.asarray(noise)), jnp.asarray(loadings)
-    )
+    of_sum, naive = both_ways(residual, noise, loadings, whole)
     singular = sd < 1 and m > 3  # to rounding
     rtol = 5e-3 if singular and m <= n else 3e-5
     np.testing.assert_allclose(of_sum, exact, rtol=rtol, atol=1e-4)
     # The negative control.
-    naive = log_normal(jnp.asarray(residual), jnp.asarray(whole))
     assert bool(np.all(np.abs(naive - exact) < 1)) is not singular
 
 

@@ -45,6 +45,8 @@ def second(f):
     return cp.sample("y", f * f)
 """
 
+FEW_PROGRAMS = "cp.SMC(cp.MALA(0.1), step=cp.ReverseStep(order=1), check_levels=False)"
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -214,7 +216,7 @@ def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeyp
     home = tmp_path / "home"
     variables = environment(XDG_CACHE_HOME=str(home), JAX_LOG_COMPILES="1", **HASTE)
     variables.pop("JAX_COMPILATION_CACHE_DIR", None)
-    file = write(NORMAL + "sampler = cp.SMC(cp.MALA(0.1))")
+    file = write(NORMAL + f"sampler = {FEW_PROGRAMS}")
     call = [*SHELL, "run", file, "--chains", "8", "--out", str(tmp_path / "out")]
 
     def errors_of_a_run(seed):

@@ -483,7 +483,8 @@ class TestAlone(Interwoven):
         ("turns", "singles", "joint", "widths"),
         [
             (6, 0, 0, None),
-            (0, 0, 4, (1.0, 0.5)),
+            # Joint moves alone are those of `TestCorrelatedMembers` too.
+            slow(0, 0, 4, (1.0, 0.5)),
             slow(0, 6, 0, None),
             slow(3, 3, 0, None),
         ],

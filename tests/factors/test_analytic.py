@@ -279,7 +279,8 @@ def test_a_prior_that_lies_at_its_walls_under_wide_noise(double_alone):
     np.testing.assert_allclose(log_density, exact, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["log-normal", "Student's t", "beta"])
+# The rule of derivatives is one; beta's gamma functions take long to compile.
+@pytest.mark.parametrize("name", ["log-normal", "Student's t", slow("beta")])
 def test_second_derivatives_of_many_values_keep_no_array_over_nodes(
     name, double_alone, monkeypatch
 ):

@@ -4,6 +4,7 @@ are fitted, and reversed."""
 import functools
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -368,38 +369,41 @@ def test_one_point_has_ddpms_step(double_alone):
 def test_the_second_order_is_heuns_method(double_alone):
     """Ever closer levels: the mean of the drifts at both ends and √h·z, whatever the
     factor and the slopes."""
-    parts = dist.MultivariateNormal(
-        jnp.array([[-1.0, 0.3], [0.8, 0.0]]), jnp.array([[0.3, 0.1], [0.1, 0.2]])
-    )
-    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.4, 0.6])), parts)
-    y, z = jnp.array([0.4, -0.2]), jnp.array([0.7, -1.1])
+    means = np.array([[-1.0, 0.3], [0.8, 0.0]])
+    parts = dist.MultivariateNormal(means, np.array([[0.3, 0.1], [0.1, 0.2]]))
+    mixture = dist.MixtureSameFamily(dist.Categorical(np.array([0.4, 0.6])), parts)
+    y = np.array([0.4, -0.2])
+    z = np.array([0.7, -1.1])
+
+    @eqx.filter_jit
+    def corrected(density, slopes):
+        layout = Layout.of_density(density)
+        k = density.num_levels // 2
+        s1 = density.schedule.at(k).variance
+        s0 = density.schedule.at(k - 1).variance
+        h = s1 - s0
+        slopes = slopes / s1
+        power = 2 * jnp.ones(2)
+        drift = layout.evaluate(density, y, k).terms.drift
+        start = Step.fitted(slopes, slopes, s1, s0, power, False)
+        step = Step.fitted(slopes, (1 + h) * slopes, s1, s0, power, True)
+        there, noise, _ = start.predict(y, drift, drift, z, 0.5)
+        end_drift = layout.evaluate(density, there, k - 1).terms.drift
+        moved, error = step.correct(y, drift, there, end_drift, noise)
+        away = step._coordinates(moved - there)
+        expected_error = jnp.mean(away**2 / step.end_width)
+        return h, drift, end_drift, moved, error, expected_error
+
     for levels, tolerance in ((400, 0.04), (4000, 0.004)):
         schedule = cp.Schedule.log_snr(levels)
         density = cp.compile(
             both, cp.Analytic(mixture, schedule), normal([0.2, 0.0], 0.7, schedule)
         )
-        layout = Layout.of_density(density)
-        k = levels // 2
-        s1 = schedule.at(k).variance
-        s0 = schedule.at(k - 1).variance
-        h = float(s1 - s0)
-
-        @jax.jit
-        def corrected(slopes):
-            power = 2 * jnp.ones(2)
-            drift = layout.evaluate(density, y, k).terms.drift
-            start = Step.fitted(slopes, slopes, s1, s0, power, False)
-            step = Step.fitted(slopes, (1 + h) * slopes, s1, s0, power, True)
-            there, noise, _ = start.predict(y, drift, drift, z, 0.5)
-            end_drift = layout.evaluate(density, there, k - 1).terms.drift
-            moved, error = step.correct(y, drift, there, end_drift, noise)
-            away = step._coordinates(moved - there)
-            return drift, end_drift, moved, error, jnp.mean(away**2 / step.end_width)
-
-        diagonal = jnp.array([-2.0, -1.5]) / s1
-        dense = -jnp.asarray(TURN * [1.5, 0.5] @ TURN.T) / s1
+        diagonal = np.array([-2.0, -1.5])
+        dense = -(TURN * [1.5, 0.5] @ TURN.T)
         for slopes in (diagonal, dense):
-            drift, end_drift, moved, *errors = map(np.asarray, corrected(slopes))
+            found = map(np.asarray, corrected(density, slopes))
+            h, drift, end_drift, moved, *errors = found
             heun = y + 0.5 * h * (drift + end_drift) + np.sqrt(h) * z
             correction = np.linalg.norm(0.5 * h * (end_drift - drift))
             assert np.linalg.norm(moved - heun) < tolerance * correction

@@ -19,8 +19,8 @@ def test_families_are_made_of_files_and_tests_that_exist():
         for case in family.cases:
             file, _, test = case.partition("::")
             tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-            names = {node.name for node in tree.body if hasattr(node, "name")}
-            assert test.partition("[")[0] in names, case
+            names = {node.name for node in ast.walk(tree) if hasattr(node, "name")}
+            assert set(test.partition("[")[0].split("::")) <= names, case
 
 
 def test_a_test_is_of_the_nearest_family():
@@ -31,6 +31,11 @@ def test_a_test_is_of_the_nearest_family():
     assert marks("tests/metrics/test_evidence.py::test_it[a]") == ["likelihoods"]
     case = FAMILIES["likelihoods"].cases[0]
     assert marks(f"{case}[3]") == marks(case) == ["likelihoods", "core"]
+    kernel = "tests/language/test_evidence.py::TestKernel"
+    assert marks(f"{kernel}::test_it[3]") == ["hierarchies", "core"]
+    assert marks("tests/language/test_evidence.py::TestAlone::test_it") == [
+        "hierarchies"
+    ]
 
 
 def test_this_test_is_of_the_core(request):

@@ -26,8 +26,8 @@ class Family(NamedTuple):
     Attributes:
         tests: files and folders of its tests, which are a change of it too.
         sources: files and folders that it tests.
-        cases: the tests that belong to the core: one that would notice if the family
-            were broken, and those that must find a mutant.
+        cases: the tests that belong to the core, or classes of them: one that would
+            notice if the family were broken, and those that must find a mutant.
     """
 
     tests: tuple[str, ...]
@@ -230,13 +230,26 @@ FAMILIES = {
         ),
     ),
     "hierarchies": Family(
-        tests=("tests/sampling/test_plain_hierarchies.py",),
+        tests=(
+            "tests/language/test_evidence.py",
+            "tests/sampling/test_plain_hierarchies.py",
+        ),
         sources=(
             "composeprob/compiler/centring.py",
+            "composeprob/compiler/evidence.py",
             "composeprob/samplers/finishers.py",
             "composeprob/samplers/hierarchy.py",
         ),
         cases=(
+            "tests/language/test_evidence.py::TestDensity::"
+            "test_the_site_is_noised_and_latents_get_the_score_of_its_noised_prior",
+            "tests/language/test_evidence.py::TestPlates::test_scores",
+            "tests/language/test_evidence.py::TestKernel",
+            "tests/language/test_evidence.py::TestNested::"
+            "test_without_the_change_of_coordinates_it_would_not",
+            "tests/language/test_evidence.py::TestBetweenModes::"
+            "test_integrals_that_nothing_bounds_would_not",
+            "tests/language/test_evidence.py::test_refusals",
             "tests/sampling/test_plain_hierarchies.py::"
             "test_moves_in_standard_coordinates_leave_the_density_invariant",
             "tests/sampling/test_plain_hierarchies.py::"
@@ -374,7 +387,9 @@ def marks(test: str) -> list[str]:
     name = family_of(test.partition("::")[0])
     if name is None:
         return [CORE]
-    if {test, test.partition("[")[0]} & set(FAMILIES[name].cases):
+    function = test.partition("[")[0]
+    of_class = function.rpartition("::")[0]
+    if {test, function, of_class} & set(FAMILIES[name].cases):
         return [name, CORE]
     return [name]
 

@@ -140,6 +140,7 @@ FAMILIES = {
             "composeprob/samplers/renoise_tokens.py",
             "composeprob/samplers/reveal.py",
             "composeprob/samplers/token_sampler.py",
+            "composeprob/tuning.py",
             "tests/token_cases.py",
         ),
         cases=(
@@ -177,6 +178,7 @@ FAMILIES = {
             "composeprob/samplers/renoise.py",
             "composeprob/samplers/renoise_finisher.py",
             "composeprob/samplers/renoise_kernel.py",
+            "composeprob/tuning.py",
         ),
         cases=(
             "tests/sampling/test_renoise.py::"
@@ -215,6 +217,7 @@ FAMILIES = {
             "composeprob/runtime/next_step.py",
             "composeprob/runtime/population.py",
             "composeprob/samplers/finishers.py",
+            "composeprob/tuning.py",
         ),
         cases=(
             "tests/sampling/test_extend.py::test_a_study_goes_on_datum_by_datum",
@@ -239,6 +242,7 @@ FAMILIES = {
             "composeprob/compiler/evidence.py",
             "composeprob/samplers/finishers.py",
             "composeprob/samplers/hierarchy.py",
+            "composeprob/tuning.py",
         ),
         cases=(
             "tests/language/test_evidence.py::TestDensity::"
@@ -325,6 +329,27 @@ FAMILIES = {
             "tests/test_support.py::test_paths_with_growing_exponents_correct_the_shares",
             "tests/test_support.py::"
             "test_separated_chains_without_support_have_the_finding",
+        ),
+    ),
+    "moments": Family(
+        tests=("tests/language/test_moments.py",),
+        sources=("composeprob/compiler/by_moments.py",),
+        cases=(
+            "tests/language/test_moments.py::"
+            "test_it_is_the_density_of_the_value_under_a_gaussian_prior",
+            "tests/language/test_moments.py::"
+            "test_its_score_treats_the_covariance_as_constant",
+            "tests/language/test_moments.py::"
+            "test_scores_alone_take_it_by_default_and_others_if_they_ask",
+        ),
+    ),
+    "examples": Family(
+        tests=("tests/test_examples.py",),
+        sources=("examples",),
+        cases=(
+            "tests/test_examples.py::test_every_example_is_tested",
+            "tests/test_examples.py::test_examples_say_how_to_run_them",
+            "tests/test_examples.py::test_exact_product",
         ),
     ),
     "replicas": Family(

@@ -2,6 +2,7 @@
 
     python -m benchmarks filtering [--steps 300] [--chains 1000] [--keys 3]
         [--dapper PYTHON] [--train]
+    python -m benchmarks filtering --lorenz-96 …    # rings of 10 and 40 numbers
 
 Runs by `Result.extend` and DAPPER's are kept in out/, so that the same command goes on
 where it was stopped.
@@ -18,6 +19,12 @@ Beside it run, on the same series: the same steps of `Result.extend` where the e
 give the transition's law; bootstrap particle filters under that law; and the filters of
 DAPPER, by the Python of an environment that has it. The error is the root of the mean
 square over the three numbers, averaged over the observations after the first 16.
+
+Lorenz-96 has two settings of DAPPER's, 0.05 units of time between observations and no
+noise in the dynamics: 10 numbers of which every second is seen with variance 1.5, and
+40, all seen with variance 1. `filters/rings.py` says which transitions filters take
+there; the learned one has its forecast from a network. The error is averaged over the
+observations after the first 60 of 301.
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from filters import rings
 from filters.learned import Pairs, Transition, transition
 from filters.lorenz import START, VARIANCE, Series, flow, noised, series
 from filters.particles import Filtered, particle_filter
@@ -184,7 +192,9 @@ def stated(run: Extended) -> float | None:
     return None
 
 
-def by_dapper(python: str, data: Series) -> dict[str, Any]:
+def by_dapper(
+    python: str, data: Series | rings.Series, start: Any, variance: float
+) -> dict[str, Any]:
     """Run DAPPER's filters on a series, by the Python that has it; return its version
     and, for each filter, its error and seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +204,8 @@ def by_dapper(python: str, data: Series) -> dict[str, Any]:
             source,
             states=data.states,
             observations=data.observations,
-            start=np.asarray(START),
+            start=np.asarray(start),
+            variance=variance,
         )
         command = [python, str(FOLDER / "dapper_filters.py"), source, target]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -274,7 +285,7 @@ def measured(table: Table, options: argparse.Namespace) -> Runs:
 
 def dapper_on(python: str, data: Series) -> dict[str, Any]:
     """Measure DAPPER's filters, or read what an earlier run found."""
-    run = partial(by_dapper, python, data)
+    run = partial(by_dapper, python, data, START, VARIANCE)
     return kept("filtering", f"dapper {len(data.observations)}", run)
 
 
@@ -323,6 +334,220 @@ def notes(table: Table, runs: Runs, chains: int) -> str:
     )
 
 
+class RingFilters(NamedTuple):
+    """Filters that run on a ring.
+
+    Attributes:
+        noise: q of the filters without a kernel, which has the least error of 0.05,
+            0.1, 0.2 and 0.4 with 1,000 particles.
+        kernel: that of other runs by `Result.extend`.
+        published: errors that DAPPER states for its filters.
+    """
+
+    noise: float
+    kernel: rings.Kernel
+    published: dict[str, str]
+
+
+ON_RINGS = {
+    "10": RingFilters(
+        0.05,
+        rings.Kernel(0.3, 0.02),
+        {
+            "EnKF-N, 8": ".31",
+            "particle filter, 800": ".25",
+            "optimal particle filter, 800": ".25",
+        },
+    ),
+    "40": RingFilters(
+        0.4,
+        rings.Kernel(1.0, 0.02),
+        {
+            "3D-Var": ".41",
+            "EnKF, perturbed observations, 40": ".22",
+            "EnKF, square root, 24": ".18",
+            "LETKF, 7": ".22",
+        },
+    ),
+}
+
+RING_BURN_IN = 60
+RING_ITERATIONS = 5_000
+"""First states of a ring whose errors do not count, and iterations of training."""
+
+
+class RingRow(NamedTuple):
+    """A filter's row on a ring; what does not apply is None."""
+
+    ring: str
+    name: str
+    error: float
+    seconds: float
+    published: str = ""
+    log_evidence: float | None = None
+    ok: float | None = None
+    evaluations: int | None = None
+
+    def cells(self) -> list[str]:
+        """Return the row as text."""
+        cells = [self.ring, self.name, self.published, f"{self.error:.3f}"]
+        formats = (
+            (self.log_evidence, "{:.1f}"),
+            (self.ok, "{:.0%}"),
+            (self.evaluations, "{:,}"),
+        )
+        for number, form in formats:
+            text = ""
+            if number is not None:
+                text = form.format(number)
+            cells.append(text)
+        return [*cells, f"{self.seconds:.0f}"]
+
+
+def particles_on(name: str, data: rings.Series, particles: int) -> RingRow:
+    """Run a particle filter by the equations."""
+    noise = ON_RINGS[name].noise
+    setting = rings.RINGS[name].setting(data.start)
+    each = particle_filter(data.observations, particles, noise, 0, setting)
+    label = f"particle filter, noise {noise}, {particles:,}"
+    error = each.error(data.states, RING_BURN_IN)
+    evidence = float(each.log_evidence[-1])
+    return RingRow(name, label, error, each.seconds, log_evidence=evidence)
+
+
+def dapper_on_ring(name: str, data: rings.Series, python: str) -> list[RingRow]:
+    """Run DAPPER's filters."""
+    run = partial(by_dapper, python, data, data.start, rings.FIRST**2)
+    published = ON_RINGS[name].published
+    found = kept("filtering", f"dapper ring {name}", run)
+    rows = []
+    for label, each in found["filters"].items():
+        stated = published.get(label, "")
+        label = f"DAPPER: {label}"
+        rows.append(RingRow(name, label, each["error"], each["seconds"], stated))
+    return rows
+
+
+def dapper_version(python: str) -> str:
+    """Return the version of DAPPER that an environment has."""
+    command = "from importlib.metadata import version; print(version('dapper'))"
+    found = subprocess.run([python, "-c", command], capture_output=True, check=True)
+    return found.stdout.decode().strip()
+
+
+def extended_on(
+    name: str,
+    data: rings.Series,
+    kernel: rings.Kernel,
+    forecast: rings.Forecast,
+    chains: int,
+    label: str,
+) -> RingRow:
+    """Measure a filter by `Result.extend`, or read what an earlier run found."""
+    ring = rings.RINGS[name]
+    run = partial(rings.by_extension, forecast, ring, data, kernel, chains, 0)
+    found = kept("filtering", f"ring {name} {label} {chains}", run)
+    evidence = np.array(found["log_evidence"])
+    each = Filtered(np.array(found["means"]), evidence, found["seconds"])
+    return RingRow(
+        name,
+        f"extend, {label}, {chains:,}",
+        each.error(data.states, RING_BURN_IN),
+        each.seconds,
+        log_evidence=float(evidence[-1]),
+        ok=found["ok"],
+        evaluations=found["evaluations"],
+    )
+
+
+def on_ring(name: str, options: argparse.Namespace) -> list[RingRow]:
+    """Run all filters of a ring; the last two rows have the kernel, by the equations
+    and by the forecast that was learned."""
+    data = rings.series(name)
+    chains = options.chains
+    rows = [particles_on(name, data, chains), particles_on(name, data, 10 * chains)]
+    if options.dapper:
+        rows += dapper_on_ring(name, data, options.dapper)
+    noise, kernel, _ = ON_RINGS[name]
+    network = rings.learned_forecast(RING_ITERATIONS)
+    kernel_label = f"kernel {kernel.width}"
+    runs = (
+        (f"noise {noise}", rings.Kernel(0.0, noise), rings.flow),
+        (kernel_label, kernel, rings.flow),
+        (f"{kernel_label}, learned forecast", kernel, network),
+    )
+    for label, transition_kernel, forecast in runs:
+        rows.append(extended_on(name, data, transition_kernel, forecast, chains, label))
+    for row in rows:
+        print("  ".join(row.cells()), flush=True)
+    return rows
+
+
+def ring_checks(rows: list[RingRow]) -> dict[str, bool]:
+    """Return what must hold of a ring, and whether it does."""
+    *_, equations, learned_row = rows
+    of_dapper = [row for row in rows if row.name.startswith("DAPPER")]
+    ring = equations.ring
+    ratio = learned_row.error / equations.error
+    checks = {
+        f"{ring} numbers: the learned forecast's error at most 1.05 times that by the "
+        f"equations ({ratio:.3f})": ratio <= 1.05
+    }
+    if of_dapper:
+        best = min(of_dapper, key=lambda row: row.error)
+        ratio = equations.error / best.error
+        checks[
+            f"{ring} numbers: error at most 1.1 times that of {best.name} ({ratio:.3f})"
+        ] = ratio <= 1.1
+    return checks
+
+
+def on_rings(options: argparse.Namespace) -> int:
+    """Run all filters of Lorenz-96, and publish their table."""
+    if options.train:
+        rings.WEIGHTS.unlink(missing_ok=True)
+    rows = []
+    checks = {}
+    for name in ON_RINGS:
+        of_ring = on_ring(name, options)
+        checks |= ring_checks(of_ring)
+        rows += of_ring
+    text = (
+        "Error: root mean square of the analysis mean over all numbers, averaged over "
+        f"the observations after the first {RING_BURN_IN} of {rings.STEPS + 1}. "
+        "Published: DAPPER's own figures for the same settings, on its longer series. "
+        "Log-evidence: that of each filter's own transition. OK: the share of the "
+        "observations after which the status is OK. A kernel is the transition "
+        "N(m + √(1 − h²)·(M(x) − m), h²·P + q²) of `filters/rings.py`, with the h of "
+        "its name and q = 0.02."
+    )
+    made_by = "python -m benchmarks filtering --lorenz-96"
+    if options.dapper:
+        text += (
+            f" DAPPER is version {dapper_on(options.dapper, series(300))['version']}."
+        )
+        made_by += " --dapper PYTHON"
+    return publish(
+        "filtering_96",
+        "Filtering: Lorenz-96 with 10 and 40 numbers",
+        [
+            "numbers",
+            "filter",
+            "published",
+            "error",
+            "log-evidence",
+            "OK",
+            "evaluations",
+            "seconds",
+        ],
+        [row.cells() for row in rows],
+        checks,
+        {f"{row.ring}: {row.name}": row._asdict() for row in rows},
+        text,
+        made_by=made_by,
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -332,8 +557,13 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=3)
     parser.add_argument("--dapper", help="the Python of an environment with DAPPER")
     parser.add_argument("--train", action="store_true", help="write new weights")
+    parser.add_argument(
+        "--lorenz-96", action="store_true", help="rings of 10 and 40 numbers instead"
+    )
     options = parser.parse_args()
 
+    if options.lorenz_96:
+        return on_rings(options)
     if options.train:
         WEIGHTS.unlink(missing_ok=True)
     data = series(options.steps)

@@ -1,6 +1,7 @@
 """Trajectories of noisy Lorenz-63 given one number of each state: SDA's protocol.
 
     python -m benchmarks trajectories [--chains 4096] [--trajectories 4] [--train]
+    python -m benchmarks trajectories --sda …    # beside SDA's own sampler
 
 The protocol of Rozet and Louppe 2023, *Score-based data assimilation*: 65 states, 0.025
 units of time apart, with noise of variance 0.025 in each step; the first number alone

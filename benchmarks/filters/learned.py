@@ -112,8 +112,12 @@ class Transition(NamedTuple):
 
 
 def forecast_of(pairs: Pairs, width: int, iterations: int) -> Forecast:
+    """Train a forecast on pairs."""
+    return fitted(Forecast(pairs, width, jax.random.key(5)), pairs, iterations)
+
+
+def fitted(forecast: Any, pairs: Pairs, iterations: int) -> Any:
     """Fit a forecast to pairs by the mean square of its errors."""
-    forecast = Forecast(pairs, width, jax.random.key(5))
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, iterations))
     parameters, static = eqx.partition(forecast, eqx.is_inexact_array)
 

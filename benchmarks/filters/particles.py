@@ -22,7 +22,7 @@ class Filtered(NamedTuple):
     """Estimates of a filter for a series.
 
     Attributes:
-        means: of the states given the data so far, (T + 1, 3).
+        means: of the states given the data so far, (T + 1, …).
         log_evidence: of all data so far, (T + 1,); NaN of a filter without one.
         seconds: that it took.
     """
@@ -31,10 +31,10 @@ class Filtered(NamedTuple):
     log_evidence: np.ndarray
     seconds: float
 
-    def error(self, truth: np.ndarray) -> float:
+    def error(self, truth: np.ndarray, burn_in: int = BURN_IN) -> float:
         """Return the mean analysis error after the first observations."""
         squares = np.mean((self.means - truth) ** 2, axis=-1)
-        return float(np.sqrt(squares)[BURN_IN:].mean())
+        return float(np.sqrt(squares)[burn_in:].mean())
 
 
 def systematic(key: Array, weights: Array) -> Array:
@@ -45,13 +45,40 @@ def systematic(key: Array, weights: Array) -> Array:
     return jnp.minimum(chosen, number - 1)
 
 
+class Setting(NamedTuple):
+    """What a filter that knows the equations needs.
+
+    Attributes:
+        start: mean of the first state.
+        deviation: of the first state.
+        flow: function of states: those at the next observation.
+        every: one number in so many is seen.
+        variance: of observations.
+    """
+
+    start: Array
+    deviation: float
+    flow: Callable[[Array], Array]
+    every: int
+    variance: float
+
+
+LORENZ_63 = Setting(START, VARIANCE**0.5, flow, 1, VARIANCE)
+
+
 def particle_filter(
-    observations: np.ndarray, particles: int, noise: float, seed: int
+    observations: np.ndarray,
+    particles: int,
+    noise: float,
+    seed: int,
+    setting: Setting = LORENZ_63,
 ) -> Filtered:
     """A bootstrap particle filter by the equations, resampled at every observation."""
+    start, deviation, flow, every, variance = setting
 
     def weighed(x: Array, y: Array, key: Array) -> tuple[Array, tuple[Array, Array]]:
-        log_likelihood = dist.Normal(x, VARIANCE**0.5).log_prob(y).sum(-1)
+        law = dist.Normal(x[:, ::every], variance**0.5)
+        log_likelihood = law.log_prob(y).sum(-1)
         increment = jax.nn.logsumexp(log_likelihood) - jnp.log(particles)
         weights = jax.nn.softmax(log_likelihood)
         return x[systematic(key, weights)], (weights @ x, increment)
@@ -64,7 +91,8 @@ def particle_filter(
     @jax.jit
     def filtered(ys: Array, key: Array) -> tuple[Array, Array]:
         keys = jax.random.split(key, len(ys) + 1)
-        x = noised(keys[-1], jnp.broadcast_to(START, (particles, 3)), VARIANCE**0.5)
+        centre = jnp.broadcast_to(start, (particles, len(start)))
+        x = noised(keys[-1], centre, deviation)
         x, (mean, increment) = weighed(x, ys[0], keys[0])
         _, (means, increments) = jax.lax.scan(advance, x, (ys[1:], keys[1:-1]))
         joined = jnp.concatenate([increment[None], increments])

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from filters import windows
 from filters.learned import Pairs, Transition, transition
 from filters.lorenz import noised, short_flow
 from filters.particles import path_filter
 from jax import Array
-from report import publish
+from report import kept, publish
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
@@ -57,6 +59,17 @@ WIDTH = 64
 ITERATIONS = 8_000
 LEVELS = cp.Schedule.log_snr(20, -10.0, 7.0)
 WEIGHTS = Path(__file__).parent / "filters" / "lorenz-63-short.safetensors"
+
+UNITS = windows.Units(CENTRE, UNIT, NOISE)
+WINDOWS = WEIGHTS.with_name("lorenz-63-windows.safetensors")
+WINDOW_WIDTH = 128
+WINDOW_ITERATIONS = 15_000
+"""Units, weights, width and training of the network of windows."""
+
+SDA_PATHS = 128
+SDA_STEPS = 64
+CORRECTIONS = (0, 1, 16)
+"""Paths, steps and Langevin corrections of SDA's sampler."""
 
 PARTICLES = 16_384
 COMPARED = 1_024
@@ -190,6 +203,31 @@ def by_extension(
     )
 
 
+def window_states() -> Array:
+    """Draw windows of states of old trajectories."""
+    key = jax.random.key(31)
+    path = [aged(key, PAIRS)]
+    for state in range(1, windows.LENGTH):
+        path.append(after(jax.random.fold_in(key, state), path[-1]))
+    return jnp.stack(path, axis=1)
+
+
+def by_sda(
+    network: windows.Windows,
+    protocol: Protocol,
+    y: np.ndarray,
+    corrections: int,
+    seed: int,
+) -> np.ndarray:
+    """Draw paths by SDA's sampler."""
+    places = np.arange(0, STATES, protocol.every)
+    data = (jnp.asarray(y)[places] - CENTRE[0]) / UNIT
+    seen = windows.Seen(jnp.asarray(places), data, protocol.width / UNIT)
+    key = jax.random.key(seed)
+    paths = windows.sda(network, seen, STATES, SDA_PATHS, SDA_STEPS, corrections, key)
+    return np.asarray(UNITS.states(paths))
+
+
 class Reference(NamedTuple):
     """Paths of a particle filter that knows the equations."""
 
@@ -232,6 +270,105 @@ def observed(protocol: Protocol, seed: int) -> np.ndarray:
     return np.asarray(noised(noise_key, jnp.stack(path)[:, 0], protocol.width))
 
 
+class Begun(NamedTuple):
+    """Programs of a step, and the result of the last state before a trajectory."""
+
+    forecast: Any
+    seen: Any
+    result: Any
+
+
+@cache
+def begun(chains: int) -> Begun:
+    """Learn the transition, and go on to the first state."""
+    known = transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS)
+    forecast, seen = steps_of(known)
+    return Begun(forecast, seen, started(forecast, chains))
+
+
+def few(paths: np.ndarray, protocol: Protocol, y: np.ndarray, seed: int) -> float:
+    """Return W₁ of `SDA_PATHS` paths to as many of a particle filter's."""
+    reference = by_equations(protocol, y, PARTICLES, 2 * seed)
+    return distance(paths[:SDA_PATHS], reference.paths[:SDA_PATHS])
+
+
+def of_few_extended(protocol: Protocol, seed: int, chains: int) -> dict[str, Any]:
+    """Measure the floor and `Result.extend` by `SDA_PATHS` paths."""
+    y = observed(protocol, seed)
+    forecast, seen, result = begun(chains)
+    run = by_extension(result, forecast, seen, protocol, y, seed)
+    second = by_equations(protocol, y, PARTICLES, 2 * seed + 1)
+    return {
+        "floor": few(second.paths, protocol, y, seed),
+        "extend": few(run.paths, protocol, y, seed),
+        "seconds": run.seconds,
+    }
+
+
+def of_few_by_sda(protocol: Protocol, seed: int, corrections: int) -> dict[str, Any]:
+    """Measure SDA's sampler."""
+    known = transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS)
+    network = windows.windows(
+        window_states, known.forecast, UNITS, WINDOW_WIDTH, WINDOW_ITERATIONS, WINDOWS
+    )
+    y = observed(protocol, seed)
+    began = time.monotonic()
+    paths = by_sda(network, protocol, y, corrections, seed)
+    seconds = time.monotonic() - began
+    foretold = np.asarray(short_flow(jnp.asarray(paths[:, :-1])))
+    return {
+        "W1": few(paths, protocol, y, seed),
+        "noise": float(np.sqrt(np.mean((paths[:, 1:] - foretold) ** 2))),
+        "seconds": seconds,
+    }
+
+
+def beside_sda(options: argparse.Namespace) -> int:
+    """Measure SDA's sampler and `Result.extend` by few paths, and publish a table."""
+    rows = []
+    found: dict[str, Any] = {}
+    ratios = []
+    for protocol in PROTOCOLS:
+        for seed in range(options.trajectories):
+            name = f"{protocol.name}, trajectory {seed}"
+            run = partial(of_few_extended, protocol, seed, options.chains)
+            part = f"{protocol.name} {seed} {options.chains} paths {SDA_PATHS}"
+            ours = kept("trajectories", part, run)
+            row = [name, f"{ours['floor']:.2f}", f"{ours['extend']:.2f}"]
+            ratios.append(ours["extend"] / ours["floor"])
+            found[name] = {"extend": ours}
+            for corrections in CORRECTIONS:
+                run = partial(of_few_by_sda, protocol, seed, corrections)
+                part = f"sda {protocol.name} {seed} {SDA_STEPS} {corrections}"
+                theirs = kept("trajectories", part, run)
+                row += [f"{theirs['W1']:.2f}", f"{theirs['noise']:.2f}"]
+                found[name][f"SDA, {corrections} corrections"] = theirs
+            rows.append(row)
+            print("  ".join(row), flush=True)
+    mean = float(np.mean(ratios))
+    checks = {
+        f"W₁ of extend at most 1.25 times the floor on average ({mean:.2f})": (
+            mean <= 1.25
+        )
+    }
+    notes = (
+        f"W₁ of {SDA_PATHS} paths to as many of a particle filter of {PARTICLES:,} by "
+        "the equations: of a second such filter (the floor), of `Result.extend` with "
+        f"{options.chains:,} chains, and of SDA's sampler, restated, in {SDA_STEPS} "
+        "steps with so many Langevin corrections after each, of size "
+        f"{windows.SIZE}, under a network of windows of {windows.LENGTH} states. "
+        "Beside it, the root mean square of each state less the flow of the state "
+        f"before, which is {NOISE:.3f} in the data. "
+        "SDA's paper takes 256 steps, up to 16 corrections, and 64 trajectories, and "
+        "shows its W₁ in figures alone."
+    )
+    columns = ["data", "floor", "extend"]
+    for corrections in CORRECTIONS:
+        columns += [f"SDA, {corrections} corrections", "its noise"]
+    title = "Trajectories of noisy Lorenz-63 by SDA's sampler"
+    return publish("trajectories_sda", title, columns, rows, checks, found, notes)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -239,12 +376,15 @@ def main() -> int:
     parser.add_argument("--chains", type=int, default=4096)
     parser.add_argument("--trajectories", type=int, default=4)
     parser.add_argument("--train", action="store_true", help="write new weights")
+    parser.add_argument("--sda", action="store_true", help="beside SDA's sampler")
     options = parser.parse_args()
     if options.train:
         WEIGHTS.unlink(missing_ok=True)
-    known = transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS)
-    forecast, seen = steps_of(known)
-    result = started(forecast, options.chains)
+        if options.sda:
+            WINDOWS.unlink(missing_ok=True)
+    if options.sda:
+        return beside_sda(options)
+    forecast, seen, result = begun(options.chains)
 
     rows = []
     found: dict[str, Any] = {}

@@ -205,10 +205,10 @@ def by_extension(
 
 def window_states() -> Array:
     """Draw windows of states of old trajectories."""
-    key = jax.random.key(31)
-    path = [aged(key, PAIRS)]
-    for state in range(1, windows.LENGTH):
-        path.append(after(jax.random.fold_in(key, state), path[-1]))
+    path = [aged(jax.random.key(31), PAIRS)]
+    for state in range(windows.LENGTH - 1):
+        key = jax.random.fold_in(jax.random.key(32), state)
+        path.append(after(key, path[-1]))
     return jnp.stack(path, axis=1)
 
 

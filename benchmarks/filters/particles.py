@@ -46,7 +46,7 @@ def systematic(key: Array, weights: Array) -> Array:
 
 
 class Setting(NamedTuple):
-    """What a filter that knows the equations needs.
+    """Equations, first state and observations of a series.
 
     Attributes:
         start: mean of the first state.

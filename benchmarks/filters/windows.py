@@ -160,7 +160,7 @@ def windows(
 
 
 class Seen(NamedTuple):
-    """What is seen of a path: the first number of some states, in standard units.
+    """Observations of a path: the first number of some states, in standard units.
 
     Attributes:
         states: their places.

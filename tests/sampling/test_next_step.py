@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
@@ -233,6 +234,34 @@ def test_the_ancestors_of_the_first_run_count_until_there_are_steps_enough():
     assert ancestors.tolist() == [2, 0, 2]
     assert steps.number == 3
     assert steps.onwards(np.array([0, 1, 2]), keep=None)[1] is None
+
+
+@cp.program
+def step_of_noise(y):
+    past = cp.sample("past", dist.Normal(0.0, 1.0))
+    noise = cp.sample("noise", cp.Analytic(dist.Normal(0.0, 1.0), LEVELS))
+    x = numpyro.deterministic("x", KEPT * past + SD * noise)
+    cp.observe("y", dist.Normal(x, 1.0), y)
+
+
+def test_a_state_may_be_a_deterministic_of_new_noise(begun):
+    result = begun
+    for t in (1, 2):
+        density = cp.compile(step_of_noise, YS[t])
+        result = result.extend(density, jax.random.key(20 + t), given=PAST)
+    # As statements see it, so that it is given on without a factor α.
+    mean = result.mean(lambda sample: sample["x"])
+    exact = kalman(YS[:3])
+
+    def away(state: State) -> dict[str, float]:
+        gain = result.log_evidence - state.log_evidence
+        return {
+            "mean": (mean.value - state.mean) / mean.error,
+            "log Z": gain / result.log_evidence_error,
+        }
+
+    assert_agrees(away(exact[-1]))
+    assert_disagrees(away(exact[-2]))
 
 
 def test_a_step_without_data_forecasts(begun):

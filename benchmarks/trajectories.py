@@ -66,7 +66,7 @@ WINDOW_WIDTH = 128
 WINDOW_ITERATIONS = 15_000
 """Units, weights, width and training of the network of windows."""
 
-SDA_PATHS = 128
+SDA_PATHS = 64
 SDA_STEPS = 64
 CORRECTIONS = (0, 1, 16)
 """Paths, steps and Langevin corrections of SDA's sampler."""

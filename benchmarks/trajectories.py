@@ -428,7 +428,7 @@ def main() -> int:
         f"{options.chains:,}, and of `Result.extend` with {options.chains:,} chains "
         "and a learned transition. The log-evidence is less that of the first filter, "
         "of the second filter and of ours. SDA's paper shows W₁ of its own samplers "
-        "in figures alone; they are not restated here."
+        "in figures alone; `--sda` restates one."
     )
     columns = [
         "data",

@@ -309,6 +309,12 @@ FAMILIES = {
             "test_boxes_that_do_not_meet_are_named_with_the_level",
             "tests/sampling/test_level_0.py::"
             "test_weights_do_not_see_a_level_0_that_is_not_the_limit_and_stein_does",
+            "tests/sampling/test_level_0.py::"
+            "test_these_moves_are_in_the_executable_that_came_down",
+            "tests/sampling/test_level_0.py::"
+            "test_a_run_that_is_interrupted_in_these_moves_begins_them_anew",
+            "tests/sampling/test_level_0.py::"
+            "test_moves_at_level_0_have_random_numbers_of_their_own",
             "tests/sampling/test_own_draws.py::"
             "test_a_score_is_compared_with_its_own_samples",
             "tests/sampling/test_own_draws.py::"

@@ -250,8 +250,7 @@ class WarmUp(Finisher):
         size = Layout.of_density(density).size
         # Any population: the kernel's evaluations depend on the density alone.
         points = np.random.default_rng(0).standard_normal((16, size))
-        rounds = max(self.fewest_rounds, self.stay > 0)
-        return rounds * self.evaluations(self.adapt(points, density))
+        return self.fewest_rounds * self.evaluations(self.adapt(points, density))
 
 
 class Relaxation(WarmUp):
@@ -283,6 +282,10 @@ class Relaxation(WarmUp):
         self, points: Sequence[Points], density: AnnealedDensity, supported: bool
     ) -> float:
         return 0.0
+
+    def least_evaluations(self, density: AnnealedDensity) -> int:
+        # Of the kernel that came down, which evaluates once at least.
+        return self.stay
 
     def departure(
         self, points: Points, scores: Points, ancestors: Int[np.ndarray, " chains"]

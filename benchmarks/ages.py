@@ -14,6 +14,8 @@ from composeprob.json_data import JSONObject
 
 LIBRARY = ("composeprob", ":(exclude)composeprob/cli")
 """Paths of git that every benchmark measures."""
+CARDS = ":(exclude)models/*/card.md"
+"""Descriptions of models, which quote results and change none."""
 RECORD = ("__main__.py", "ages.py", "report.py")
 """Files that find, run and record benchmarks, and measure nothing."""
 STAMP = "made_at"
@@ -177,6 +179,7 @@ def _script(root: Path, command: str) -> list[str]:
 
 
 def _since(root: Path, commit: str, paths: list[str]) -> list[str]:
+    paths = [*paths, CARDS]
     log = git(root, "log", "--format=%h %cs %s", f"{commit}..HEAD", "--", *paths)
     return log.splitlines()
 

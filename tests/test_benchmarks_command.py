@@ -79,7 +79,8 @@ class Checkout:
             SCRIPT,
             LIBRARY,
             COMMANDS,
-            "models/card.md",
+            "models/weights.txt",
+            "models/ring/card.md",
             "benchmarks/report.py",
             "docs/page.md",
         ):
@@ -140,7 +141,9 @@ def checkout(tmp_path, monkeypatch):
 
 def test_only_what_a_result_depends_on_makes_it_older(checkout):
     checkout.measured()
-    checkout.change("docs/page.md", "benchmarks/report.py", COMMANDS, "models/card.md")
+    checkout.change(
+        "docs/page.md", "benchmarks/report.py", COMMANDS, "models/weights.txt"
+    )
     assert not checkout.age().stale
     checkout.change(SCRIPT)
     checkout.change(LIBRARY)
@@ -162,10 +165,11 @@ def test_models_and_examples_count_where_they_were_used(checkout, monkeypatch):
     for module in (example, types.ModuleType("composeprob.models.scenes")):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     checkout.measured()
-    checkout.change("examples/beside.py")
+    # A card quotes results.
+    checkout.change("examples/beside.py", "models/ring/card.md")
     assert not checkout.age().stale
     checkout.change("examples/used.py")
-    checkout.change("models/card.md")
+    checkout.change("models/weights.txt")
     assert len(checkout.age().later) == 2
 
 

@@ -529,6 +529,22 @@ class _WarmUp(NamedTuple):
 WARM_UP = _WarmUp()
 
 
+class _Funnels(NamedTuple):
+    # Share of the chains that carries the squared scores of a number below which a
+    # density is taken for a funnel: a third of a Gaussian's do.
+    carried: float = 0.12
+    # Standard deviation of the logarithm of a step about that of the local width.
+    spread: float = 1.5
+    # Fewest rounds.
+    rounds: int = 4
+    # Probability that another round follows although the population does not drift.
+    by_chance: float = 0.05
+
+
+# Moves at level 0 into the necks of funnels.
+FUNNELS = _Funnels()
+
+
 class _Relaxation(NamedTuple):
     # Transitions by the kernel that came down.
     stay: int = 60

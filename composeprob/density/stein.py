@@ -132,16 +132,23 @@ def _supported(
     which make its mean 0, are sampled once in N, or not at all.
     """
     limits = tuning.STEIN
+    return carried_by(scores, weights) >= max(limits.carried * worth, limits.fewest)
+
+
+def carried_by(
+    scores: Points, weights: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " d"]:
+    r"""Return the effective number of samples that carry the mean square of each
+    number's score, $(\sum_i w_i s_i^2)^2 / \sum_i w_i^2 s_i^4$: n/3 of a Gaussian."""
     squares = scores**2
     fourth = weights**2 @ squares**2
-    carried_by = (weights @ squares) ** 2 / np.maximum(fourth, 1e-300)
-    return carried_by >= max(limits.carried * worth, limits.fewest)
+    carried: Float[np.ndarray, " d"]
+    carried = (weights @ squares) ** 2 / np.maximum(fourth, 1e-300)
+    return carried
 
 
 def _largest(samples: _Samples, asked: Int[np.ndarray, " entries"]) -> Departure:
     """Compare both estimates of every moment."""
-    from scipy.special import stdtr
-
     number = samples.points.shape[1]
     moments = samples.centred(np.hstack([samples.points, samples.points**2]))
     shifts, controls, directions = _controlled(samples, moments)
@@ -151,12 +158,8 @@ def _largest(samples: _Samples, asked: Int[np.ndarray, " entries"]) -> Departure
     implied = np.maximum(1 - shifts[number:], 1.0)
     errors = errors * np.concatenate([np.sqrt(implied), implied])
     ratios = np.abs(shifts) / np.maximum(errors, 1e-30)
-    # Heavy tails of what is averaged leave its variance that many degrees of freedom.
-    variance = samples.weights @ controls**2
-    kurtosis = samples.weights @ controls**4 / np.maximum(variance**2, 1e-300)
-    free = max(samples.worth - directions - 1, 1.0)
-    degrees = np.maximum(2 * free / np.maximum(kurtosis - 1, 2.0), 1.0)
-    chances = 2 * len(ratios) * stdtr(degrees, -ratios)  # Bonferroni's bound
+    free = samples.worth - directions - 1
+    chances = bounds_on_chance(ratios, controls, samples.weights, free)
     most = int(np.argmin(chances))
     return Departure(
         entry=int(asked[most % number]),
@@ -165,6 +168,27 @@ def _largest(samples: _Samples, asked: Int[np.ndarray, " entries"]) -> Departure
         errors=float(ratios[most]),
         chance=float(min(chances[most], 1.0)),
     )
+
+
+def bounds_on_chance(
+    ratios: Float[np.ndarray, " k"],
+    values: Float[np.ndarray, "n k"],
+    weights: Float[np.ndarray, " n"],
+    free: float,
+) -> Float[np.ndarray, " k"]:
+    """Return Bonferroni's bounds on the chances that means of ``values`` are so many
+    standard errors from 0, by Student's t.
+
+    Heavy tails of what is averaged leave fewer degrees of freedom to its variance than
+    the ``free`` ones of a normal.
+    """
+    from scipy.special import stdtr
+
+    variance = weights @ values**2
+    kurtosis = weights @ values**4 / np.maximum(variance**2, 1e-300)
+    degrees = np.maximum(2 * max(free, 1.0) / np.maximum(kurtosis - 1, 2.0), 1.0)
+    bounds: Float[np.ndarray, " k"] = 2 * len(ratios) * stdtr(degrees, -ratios)
+    return bounds
 
 
 class _Controlled(NamedTuple):

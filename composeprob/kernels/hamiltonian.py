@@ -363,6 +363,13 @@ class HMC(Hamiltonian):
         on_trajectory = jnp.asarray(i < length - 1)
         return pytree.where(on_trajectory, leapfrog, (trajectory, node))
 
+    def log_step_ratio(
+        self, trajectory: HamiltonianTrajectory, proposed: HamiltonianState
+    ) -> Float[Array, ""] | float:
+        """Return the log-ratio of the densities of the step size at the proposed and
+        the present position: 0, as it depends on neither."""
+        return 0.0
+
     def finish(
         self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> tuple[HamiltonianState, Info]:
@@ -374,6 +381,7 @@ class HMC(Hamiltonian):
             # The leapfrog preserves volume: the ratio is that of e^−H at both ends.
             there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
+            log_ratio = log_ratio + self.log_step_ratio(trajectory, proposed)
             return metropolis(
                 log_u, log_ratio, proposed, flip(start), greatest_kick=kick
             )

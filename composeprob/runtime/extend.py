@@ -46,7 +46,7 @@ from composeprob.runtime.population import (
     over_chains,
 )
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.finishers import WarmUp
+from composeprob.samplers.finishers import Trail, WarmUp
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.resampling import relative_ess
@@ -603,21 +603,21 @@ class Extension:
         population = self.population
         target = self.target()
         finisher = WarmUp()
-        start = np.asarray(population.points)
-        points = start
+        points = np.asarray(population.points)
+        trail = Trail(points, np.asarray(population.ancestors))
         drift = 1.0
         done = 0
         while done < finisher.rounds and (done < 2 or drift > 0):
             self.report("warming up")
             fitted = finisher.adapt(points, target)
-            before = points
             words = population.random_words()
             population.points = _warmed(
                 target, fitted, words, population.points, population.chunk
             )
             points = np.asarray(population.points)
+            trail.add(points)
             population.evaluations += finisher.evaluations(fitted)
-            drift = finisher.drift((start, before, points), target, False)
+            drift = finisher.drift(trail, target, False)
             done += 1
         if drift == 0 and not self.layout.dims:
             population.renew(np.ones(len(population), bool))

@@ -354,7 +354,9 @@ class Evidence(NamedTuple):
         if repetition is not None and repetition.positions is not None:
             # What moves whole modes is no noise that the two variances know of.
             distance = max(distance, abs(value - repetition.log_evidence))
-        error = math.hypot(math.sqrt(variance), distance, of_top, unfound)
+        noise = math.sqrt(variance)
+        entered = float(ended.run.entered)
+        error = math.hypot(noise, distance, of_top, unfound, entered)
         return cls(value, discretisation, missing, error)
 
 

@@ -21,7 +21,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from threadpoolctl import threadpool_limits
 
 from composeprob import tuning
@@ -44,7 +44,7 @@ from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
-from composeprob.samplers.finishers import Finisher, WarmUp, memory
+from composeprob.samplers.finishers import Finisher, Trail, WarmUp, memory
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.run import Run, Visits, begin, placed
@@ -317,54 +317,74 @@ def _finished(state: State, finisher: Finisher) -> Run:
     title = finisher.title
     total = finisher.rounds
     run = state.run
+    closings = run.spread.number(int(run.closings) + 1)
+    if not finisher.begins(lambda: _scores(state.sampler, run)):
+        return dataclasses.replace(run, closings=closings)
     points = _points(run)
-    start = points
+    trail = Trail(points, np.asarray(run.ancestors))
     spent = int(run.spent)
-    done = 0
     drift = 0.0
     departure = 0.0
     if finisher.stay:
-        state.report(title, total, done=done, doing="moving at level 0")
+        state.report(title, total, done=trail.rounds, doing="moving at level 0")
         run = _stayed(state, finisher.stay)
         spent += finisher.stay * state.sampler.moves.kernel.evaluations_per_step
         points = _points(run)
         departure = _departure(state, finisher, run, points)
-    while done < total and (done < finisher.fewest_rounds or drift + departure > 0):
-        state.report(title, total, done=done, doing="fitting the population")
-        told = None
-        trials = finisher.trials(state.density)
-        if trials is not None:
-            told = np.asarray(compiled.measure(finisher, run, density, trials))
-        fitted = finisher.fit(points, state.density, told)
+    while trail.rounds < total:
+        if trail.rounds >= finisher.fewest_rounds and not drift + departure > 0:
+            break
+        state.report(title, total, done=trail.rounds, doing="fitting the population")
+        fitted = _fitted(state, finisher, run, points)
         if fitted is None:
             break
-        fitted = run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
-        state.report(title, total, done=done, doing=f"compiling {finisher!r}")
-        number = run.spread.number(done)
+        state.report(title, total, done=trail.rounds, doing=f"compiling {finisher!r}")
+        number = run.spread.number(trail.rounds)
         run = compiled.close(finisher, run, density, fitted, number)
         run = jax.block_until_ready(run)
-        before = points
         points = _points(run)
-        done += 1
+        trail.add(points)
         spent += finisher.evaluations(fitted)
-        trail = (start, before, points)
         drift = finisher.drift(trail, state.density, weighted)
         if drift and renewed and _in_modes(state, points):
             drift = finisher.drift(trail, state.density, True)
         departure = _departure(state, finisher, run, points)
-        state.report(title, total, done=done, drift=drift)
+        state.report(title, total, done=trail.rounds, drift=drift)
     measured = run.drift
     if total > 1:  # a single round measures no drift
         measured = run.spread.number(drift, np.float32)
+    entered = max(float(run.entered), finisher.entered(trail))
     # Chains that an earlier finisher took across modes have not gone back.
     most_renewed = np.fmax(float(state.run.renewed), float(run.renewed))
     return dataclasses.replace(
         run,
-        closings=run.spread.number(int(run.closings) + 1),
+        closings=closings,
         spent=run.spread.number(spent),
         drift=measured,
+        entered=run.spread.number(entered, np.float32),
         renewed=run.spread.number(most_renewed, run.renewed.dtype.type),
     )
+
+
+def _fitted(
+    state: State,
+    finisher: Finisher,
+    run: Run,
+    points: Float[np.ndarray, "chains size"],
+) -> PyTree[Array] | None:
+    """Return what a finisher fits to the population; None where nothing can be
+    fitted."""
+    told = None
+    trials = finisher.trials(state.density)
+    if trials is not None:
+        density = state.placed[1]
+        told = np.asarray(compiled.measure(finisher, run, density, trials))
+    elif finisher.by_scores:
+        told = _scores(state.sampler, run)
+    fitted = finisher.fit(points, state.density, told)
+    if fitted is None:
+        return None
+    return run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
 
 
 def _stayed(state: State, transitions: int) -> Run:

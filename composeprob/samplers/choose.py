@@ -22,6 +22,7 @@ from composeprob.samplers.finishers import (
     Relaxation,
     WarmUp,
 )
+from composeprob.samplers.funnels import FunnelMoves
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
@@ -211,7 +212,7 @@ def closed_by(
 
     Global moves where so many chains can fit what others accept, fewer of chains that
     are ``weighed`` on the way; a warm-up at the target where there are latents that HMC
-    can move.
+    can move; moves into the necks of funnels.
     """
     kinds = {site.kind for site in density.sites.values()}
     finishers: list[Finisher] = []
@@ -232,6 +233,8 @@ def closed_by(
             "; then moves at level 0 until Stein's identity holds there, as energies "
             "are learned"
         )
+    if FunnelMoves.suits(density) and (latents or not learned_energy(density)):
+        finishers.append(FunnelMoves())  # says by itself where it is needed
     return Finish(tuple(finishers), then)
 
 

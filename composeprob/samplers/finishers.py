@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -52,6 +52,41 @@ Points = Float[np.ndarray, "chains size"]
 """Points v of a population."""
 
 
+class Trail:
+    """Populations of chains between the rounds of a finisher.
+
+    Attributes:
+        start: points before the first round.
+        before: points before the last round.
+        after: points after it.
+        ancestors: of the chains.
+        rounds: number of rounds.
+    """
+
+    def __init__(self, start: Points, ancestors: Int[np.ndarray, " chains"]):
+        self.start = start
+        self.before = start
+        self.after = start
+        self.ancestors = ancestors
+        self.rounds = 0
+        # By the number of rounds before them, which is a power of 2.
+        self._kept = {0: start}
+
+    def add(self, points: Points) -> None:
+        """Add the points after one more round."""
+        self.before = self.after
+        self.after = points
+        self.rounds += 1
+        if self.rounds.bit_count() == 1:
+            self._kept[self.rounds] = points
+
+    @property
+    def halfway(self) -> Points:
+        """Points before the latter half of the rounds, or a little earlier."""
+        half = self.rounds // 2
+        return self._kept[max(number for number in self._kept if number <= half)]
+
+
 class Finisher(eqx.Module):
     """A kernel for chains at level 0 that adapts to their population: what samplers
     take as ``then=``.
@@ -68,6 +103,8 @@ class Finisher(eqx.Module):
     # Transitions of the sampler's own kernel at level 0 before the first round: they
     # are in the executable that came down.
     stay = 0
+    # True if `fit` takes ∇log π at the points.
+    by_scores: ClassVar[bool] = False
     # True if it can move the tokens of categorical sites.
     moves_tokens: ClassVar[bool] = False
     # False if it moves chains of a sampler without a kernel, too.
@@ -84,6 +121,10 @@ class Finisher(eqx.Module):
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
         """Raise where it cannot be used with this density, or there are too few chains
         for it."""
+
+    def begins(self, scores: Callable[[], Points]) -> bool:
+        """Return whether there are any rounds, by ∇log π where chains arrived."""
+        return True
 
     @abc.abstractmethod
     def adapt(self, points: Points, density: AnnealedDensity) -> PyTree[Array] | None:
@@ -104,8 +145,8 @@ class Finisher(eqx.Module):
     def fit(
         self, points: Points, density: AnnealedDensity, measured: np.ndarray | None
     ) -> PyTree[Array] | None:
-        """Return what `adapt` fits, by what `measure` found where there are
-        `trials`."""
+        """Return what `adapt` fits, by what `measure` found where there are `trials`,
+        or by ∇log π at the points where ``by_scores``."""
         return self.adapt(points, density)
 
     @abc.abstractmethod
@@ -115,18 +156,21 @@ class Finisher(eqx.Module):
         """Return the run after round ``number`` of moves by what `adapt` ``fitted``;
         traced."""
 
-    def drift(
-        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
-    ) -> float:
-        """Return by how much a round moved the population; 0 where chance may have done
+    def drift(self, trail: Trail, density: AnnealedDensity, supported: bool) -> float:
+        """Return by how much rounds moved the population; 0 where chance may have done
         it.
 
         Args:
-            points: from before the first round, before this one, and after it.
+            trail: points before and after rounds.
             density: its target.
             supported: whether the chains have the right law for another reason than
                 these rounds: importance weights on the way down, or global moves.
         """
+        return 0.0
+
+    def entered(self, trail: Trail) -> float:
+        """Return the nats of evidence of what chains entered after they had arrived; 0
+        where chance may have done it."""
         return 0.0
 
     def departure(
@@ -222,17 +266,15 @@ class WarmUp(Finisher):
         # where the chains are, are as good.
         return moved_to(run, dataclasses.replace(made.chains, inner=run.chains.inner))
 
-    def drift(
-        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
-    ) -> float:
+    def drift(self, trail: Trail, density: AnnealedDensity, supported: bool) -> float:
         """Return the greatest change of a mean, in standard deviations, or of the
         logarithm of one.
 
         Where rounds left a latent of most chains near where it began, and nothing else
         supports these, it is the correlation with that, if greater.
         """
-        start, before, after = points
-        change = _greatest_change(before, after)
+        after = trail.after
+        change = _greatest_change(trail.before, after)
         chance = 4.0 * math.sqrt(2.0 / len(after))
         if change <= tuning.WARM_UP.drift + chance:
             change = 0.0
@@ -240,7 +282,7 @@ class WarmUp(Finisher):
             return change
         # A population that hardly moves does not drift either: it has to have forgotten
         # where it was.
-        return max(change, memory(start, after, Layout.of_density(density)))
+        return max(change, memory(trail.start, after, Layout.of_density(density)))
 
     def evaluations(self, fitted: Transitions) -> int:
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
@@ -278,9 +320,7 @@ class Relaxation(WarmUp):
         kernel = MALA(Adaptive(), metric=_variances(points, density))
         return Transitions.resolved(kernel, 1, density)
 
-    def drift(
-        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
-    ) -> float:
+    def drift(self, trail: Trail, density: AnnealedDensity, supported: bool) -> float:
         return 0.0
 
     def least_evaluations(self, density: AnnealedDensity) -> int:
@@ -303,17 +343,22 @@ class Relaxation(WarmUp):
 def _variances(points: Points, density: AnnealedDensity) -> Position:
     """Return the population's variances as a metric, in units of the noise at noised
     entries."""
+    return squares(points.std(0, dtype=np.float64), density)
+
+
+def squares(widths: Float[np.ndarray, " size"], density: AnnealedDensity) -> Position:
+    """Return the squares of widths as a metric, in units of the noise at noised
+    entries, and of 1 where a width is none."""
     layout = Layout.of_density(density)
     # By NumPy: JAX would compile a program for each of these operations.
     sigma = np.asarray(density.schedule.sigma)
     noise = sigma[0] / np.asarray(density.schedule.alpha)[0]
-    noised = np.arange(points.shape[1]) < layout.dims
+    noised = np.arange(len(widths)) < layout.dims
     units = np.where(noised, noise, 1.0).astype(np.float32)
-    deviation = points.std(0, dtype=np.float64)
     # Chains that are all in one place, or have diverged, give no scale. Of any other
     # the square is finite in single precision.
-    usable = (deviation > 0) & (deviation < 1e18)
-    scales = np.where(usable, deviation, units).astype(np.float32)
+    usable = (widths > 0) & (widths < 1e18)
+    scales = np.where(usable, widths, units).astype(np.float32)
     mass = (scales / units) ** 2
     values: Any = mass  # arithmetic alone, which is NumPy's too
     position = layout.position(values, 1.0)

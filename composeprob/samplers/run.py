@@ -195,6 +195,8 @@ class Run(eqx.Module):
     spent: Int[Array, ""]  # evaluations of each chain that these took
     # How much the last block of a warm-up at the target moved the population
     drift: Float[Array, ""]
+    # Nats of evidence of what chains entered at level 0, where none had arrived
+    entered: Float[Array, ""]
     # Mean probability with which global moves were accepted; NaN before there were any
     global_acceptance: Float[Array, ""]
     # Share of the chains that these took anywhere; NaN before there were any
@@ -260,6 +262,7 @@ def begin(
         closings=none,
         spent=none,
         drift=zero,
+        entered=zero,
         global_acceptance=unmeasured,
         renewed=unmeasured,
         importance_evidence=_on_host(np.full(2, np.nan, precision)),

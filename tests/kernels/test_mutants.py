@@ -11,6 +11,7 @@ from composeprob.kernels import HMC, MALA, KernelState
 from composeprob.kernels import hamiltonian as hmc_module
 from composeprob.kernels.langevin import log_proposal_ratio
 from composeprob.kernels.metropolis import metropolis
+from composeprob.samplers.funnels import SelfTuning
 from kernel_chains import from_exact_draws, start, transitions
 from sampling_cases import slow
 from targets import evaluate, two_modes
@@ -94,6 +95,13 @@ class SharedNoiseHMC(HMC):
         return super().begin(noise.at[:2].set(noise[0]), state, step_size)
 
 
+class UncorrectedSteps(SelfTuning):
+    """Steps whose law depends on the position, accepted as if it did not."""
+
+    def log_step_ratio(self, trajectory, proposed):
+        return 0.0
+
+
 class Stale:
     """Keeps what it cached when the level changes."""
 
@@ -121,7 +129,13 @@ def check(kernel):
 
 
 MATRIX = np.array([[1.5, 0.8], [0.8, 0.7]])
-REAL = MALA(0.15), HMC(0.6), MALA(0.2, metric=MATRIX), HMC(0.6, metric=MATRIX)
+REAL = (
+    MALA(0.15),
+    HMC(0.6),
+    MALA(0.2, metric=MATRIX),
+    HMC(0.6, metric=MATRIX),
+    SelfTuning(0.5),
+)
 """Like those of test_invariance.py they move, at steps at which some proposals are
 rejected."""
 
@@ -145,6 +159,7 @@ MUTANTS = (
     *(mutant(0.15) for mutant in MALAS),
     *(mutant(0.2, metric=MATRIX) for mutant in (HalfMetricMALA, DriftMetricMALA)),
     SharedNoiseHMC(0.6),
+    UncorrectedSteps(0.5),
 )
 
 

@@ -26,6 +26,7 @@ from composeprob.errors import (
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.samplers import hierarchy
 from composeprob.samplers.choose import choose
+from composeprob.samplers.finishers import Trail
 from composeprob.samplers.hierarchy import Interweaving
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Transitions
@@ -700,8 +701,11 @@ def pair():
 
 
 def drift(points, weighed):
-    blocks = [np.asarray(block, np.float32) for block in points]
-    return cp.WarmUp().drift(blocks, pair(), weighed)
+    start, before, after = [np.asarray(block, np.float32) for block in points]
+    trail = Trail(start, np.arange(len(start)))
+    trail.add(before)
+    trail.add(after)
+    return cp.WarmUp().drift(trail, pair(), weighed)
 
 
 def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():

@@ -16,7 +16,7 @@ from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.kernel import KernelState
 from composeprob.results.status import Code
 from composeprob.samplers.choose import choose
-from composeprob.samplers.finishers import memory
+from composeprob.samplers.finishers import Trail, memory
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     NonCentred,
@@ -506,10 +506,16 @@ def test_a_population_that_hardly_moves_has_not_settled():
     start = rng.standard_normal((400, 1))
     after = start + 0.1 * rng.standard_normal((400, 1))
     independent = rng.standard_normal((400, 1))
-    drift = cp.WarmUp().drift
-    assert drift((start, start, after), density, supported=False) > 0.9
-    assert drift((start, start, after), density, supported=True) == 0.0
-    assert drift((start, start, independent), density, supported=False) == 0.0
+
+    def drift(end, supported):
+        trail = Trail(start, np.arange(400))
+        trail.add(start)
+        trail.add(end)
+        return cp.WarmUp().drift(trail, density, supported)
+
+    assert drift(after, supported=False) > 0.9
+    assert drift(after, supported=True) == 0.0
+    assert drift(independent, supported=False) == 0.0
 
 
 def test_chains_in_separated_modes_are_unsettled_unless_global_moves_renewed_them():

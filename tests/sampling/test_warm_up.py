@@ -13,6 +13,7 @@ import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.runtime import compiled, stages
 from composeprob.samplers.choose import choose, independent
+from composeprob.samplers.funnels import FunnelMoves
 from composeprob.samplers.run import begin
 from messages import check_finding, check_wording
 from sampling_cases import both, normal, run, single
@@ -261,7 +262,7 @@ class TestGivingUp:
 def test_programs_with_latents_warm_up_by_default():
     hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))
     sampler, reason = independent(hierarchy, "because")
-    assert sampler.finishers == (cp.WarmUp(),)
+    assert sampler.finishers == (cp.WarmUp(), FunnelMoves())
     assert reason.startswith("because: independent chains")
 
     def finishers(density):
@@ -270,6 +271,7 @@ def test_programs_with_latents_warm_up_by_default():
 
     few_numbers = cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT))
     many_numbers = cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT))
-    assert finishers(hierarchy) == (cp.GlobalMoves(8), cp.WarmUp())
-    assert finishers(few_numbers) == (cp.GlobalMoves(8),)
-    assert finishers(many_numbers) == ()
+    all_three = (cp.GlobalMoves(8), cp.WarmUp(), FunnelMoves())
+    assert finishers(hierarchy) == all_three
+    assert finishers(few_numbers) == (cp.GlobalMoves(8), FunnelMoves())
+    assert finishers(many_numbers) == (FunnelMoves(),)

@@ -1,0 +1,139 @@
+"""Funnels, whose necks chains enter by steps that suit the place alone."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.samplers.choose import choose
+from composeprob.samplers.finishers import Trail
+from composeprob.samplers.funnels import FunnelMoves, change
+from sampling_cases import learned, normal, run, single, unit_energy, weighed
+
+SD = 3.0
+CHAINS = 300
+SCHEDULE = cp.Schedule.log_snr(40)
+
+
+def log_weight(x):
+    """x₀ ~ N(0, 3²) and xᵢ ~ N(0, exp x₀), beside independent N(0, 3²)."""
+    members = dist.Normal(0.0, jnp.exp(x[0] / 2)).log_prob(x[1:]).sum()
+    return members - dist.Normal(0.0, SD).log_prob(x[1:]).sum()
+
+
+@pytest.fixture(scope="module")
+def funnel():
+    factor = normal(np.zeros(8), SD, SCHEDULE)
+    return cp.compile(weighed, factor, log_weight)
+
+
+def in_neck(result):
+    """Return the z-score of the share of chains with x₀ < −3, by binomial errors."""
+    share = np.mean(result["x"][:, 0] < -SD)
+    exact = 0.15866
+    return (share - exact) / np.sqrt(exact * (1 - exact) / CHAINS)
+
+
+def begins(scores):
+    return FunnelMoves().begins(lambda: scores)
+
+
+def funnel_scores(rng, sd, size):
+    """Return scores of exact draws of x₀ ~ N(0, sd²) and one x₁ ~ N(0, exp x₀)."""
+    x0 = sd * rng.standard_normal(size)
+    z = rng.standard_normal(size)
+    return np.stack([-x0 / sd**2 + 0.5 * (z**2 - 1), -z * np.exp(-x0 / 2)], axis=1)
+
+
+@pytest.mark.parametrize("size", [64, 2000])
+def test_heavy_tails_of_scores_show_a_funnel(size):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert begins(funnel_scores(rng, 3.0, size))
+        assert not begins(rng.standard_normal((size, 4)))
+        # Two modes, one of a tenth of the width of the other.
+        assert not begins(rng.standard_normal((size, 1)) / rng.choice([0.1, 1], size))
+        t = rng.standard_t(2, (size, 2))
+        assert not begins(-3 * t / (2 + t**2))
+    assert not begins(np.full((size, 2), np.nan))
+    assert not begins(np.zeros((size, 0)))
+
+
+def test_the_population_that_creeps_is_seen_and_the_one_at_rest_is_not():
+    rng = np.random.default_rng(1)
+    own = np.arange(1000)
+    old = rng.standard_normal((1000, 3))
+    rest = 0.9 * old + np.sqrt(1 - 0.81) * rng.standard_normal((1000, 3))
+    assert change(old, rest, own) == 0.0
+    crept = rest + np.array([0.0, 0.08, 0.0])  # a change of two and a half errors
+    assert change(old, crept, own) == pytest.approx(0.08, abs=0.03)
+    wider = rest * np.array([1.0, 1.0, 1.15])
+    assert change(old, wider, own) > 0.15
+    # Chains of one family creep together by chance.
+    family = own // 250
+    together = rest + 0.2 * np.array([[1.0], [-0.5], [0.8], [-1.3]])[family]
+    assert change(old, together, family) == 0.0
+    together[:, 1] += 0.1
+    assert change(old, together, own) > 0.0
+
+
+def test_the_share_that_had_no_chain_is_told_in_nats():
+    """Of N(0, 1) without its lower fifth, and N(0, 1)."""
+    rng = np.random.default_rng(2)
+    end = rng.standard_normal((4000, 2))
+    start = rng.standard_normal((4000, 2))
+    trail = Trail(start, np.arange(4000))
+    trail.add(end)
+    assert FunnelMoves().entered(trail) == 0.0
+    cut = rng.standard_normal(8000)
+    start[:, 1] = cut[cut > -0.8416][:4000]
+    assert FunnelMoves().entered(trail) == pytest.approx(-np.log(0.8), abs=0.05)
+
+
+def test_a_trail_keeps_the_population_of_half_the_rounds():
+    trail = Trail(np.zeros((1, 1)), np.arange(1))
+    halves = []
+    for number in range(1, 13):
+        trail.add(np.full((1, 1), number))
+        halves.append(int(trail.halfway[0, 0]))
+    assert halves == [0, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 4]
+    assert trail.before == 11
+    assert trail.after == 12
+
+
+def moved(density, *finishers):
+    """Run the sampler of these tests, with these finishers."""
+    step = cp.ReverseStep(order=1)
+    kernel = cp.MALA(cp.Adaptive())
+    sampler = cp.SMC(kernel, check_levels=False, step=step, then=finishers)
+    return run(density, chains=CHAINS, sampler=sampler)
+
+
+def test_chains_enter_the_neck_of_a_funnel(funnel):
+    without = moved(funnel)
+    result = moved(funnel, FunnelMoves())
+    assert in_neck(without) < -4
+    assert abs(in_neck(result)) < 4
+    assert result.status.ok
+    # The weights of the levels had none of the neck, which the error of the evidence
+    # tells.
+    assert abs(result.log_evidence) < 4 * result.log_evidence_error
+    assert abs(without.log_evidence) > 4 * without.log_evidence_error
+    rounds = (result.evaluations - without.evaluations) / 480
+    assert rounds in range(4, 13)
+
+
+def test_a_default_run_asks_for_funnels(funnel):
+    sampler, _ = choose(funnel, CHAINS)
+    assert isinstance(sampler.finishers[-1], FunnelMoves)
+
+
+def test_only_densities_that_can_be_asked_for_it_have_such_moves(funnel):
+    assert FunnelMoves.suits(funnel)
+    by_scores = cp.compile(single, learned(lambda x, t: -x, "score", SCHEDULE))
+    assert not FunnelMoves.suits(by_scores)
+    # Those of a learned energy are moves until Stein's identity holds.
+    energy = cp.compile(single, learned(unit_energy, "energy", SCHEDULE, time="sigma"))
+    sampler, _ = choose(energy, CHAINS)
+    assert not any(isinstance(last, FunnelMoves) for last in sampler.finishers)

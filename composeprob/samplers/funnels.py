@@ -98,12 +98,13 @@ class FunnelMoves(WarmUp):
 
     @staticmethod
     def suits(density: AnnealedDensity) -> bool:
-        """Return whether a density on several levels has energies, and real numbers
-        alone, none of which a hierarchy's coordinates reach."""
+        """Return whether a density has an energy, and real numbers alone, none of which
+        a hierarchy's coordinates reach."""
         kinds = {site.kind for site in density.sites.values()}
         moved = "held" not in kinds and not discrete_sites(density)
-        annealed = density.num_levels > 1 and "energy" in density.capabilities
-        return moved and annealed and not has_dependents(density)
+        return (
+            moved and "energy" in density.capabilities and not has_dependents(density)
+        )
 
     def begins(self, scores: Callable[[], Points]) -> bool:
         found = np.asarray(scores(), np.float64)
@@ -132,14 +133,12 @@ class FunnelMoves(WarmUp):
 
     def drift(self, trail: Trail, density: AnnealedDensity, supported: bool) -> float:
         """Return the change of a mean or a mean square during the latter half of the
-        rounds, in standard deviations, where chance hardly makes it, or what a warm-up
-        asks, if greater.
+        rounds, in standard deviations or variances; 0 where chance may have made it.
 
         A population creeps into a neck. So differences of single chains are asked, and
-        of several rounds at once.
+        of several rounds at once. What latents remember is asked by the warm-up before.
         """
-        crept = change(trail.halfway, trail.after, trail.ancestors)
-        return max(crept, super().drift(trail, density, supported))
+        return change(trail.halfway, trail.after, trail.ancestors)
 
     def entered(self, trail: Trail) -> float:
         r"""Return −log(1 − D) of the greatest distance D of the distributions of a

@@ -129,6 +129,23 @@ def test_a_default_run_asks_for_funnels(funnel):
     assert isinstance(sampler.finishers[-1], FunnelMoves)
 
 
+@cp.program
+def funnel_of_latents():
+    x = cp.sample("x", dist.Normal(np.zeros(3), SD).to_event(1))
+    cp.factor("w", log_weight(x))
+
+
+@cp.program
+def hierarchy():
+    tau = cp.sample("tau", dist.LogNormal(0.0, SD))
+    cp.sample("theta", dist.Normal(0.0, tau).expand([3]).to_event(1))
+
+
+def test_latents_alone_have_such_moves_where_no_coordinates_reach_them():
+    assert FunnelMoves.suits(cp.compile(funnel_of_latents))
+    assert not FunnelMoves.suits(cp.compile(hierarchy))
+
+
 def test_only_densities_that_can_be_asked_for_it_have_such_moves(funnel):
     assert FunnelMoves.suits(funnel)
     by_scores = cp.compile(single, learned(lambda x, t: -x, "score", SCHEDULE))

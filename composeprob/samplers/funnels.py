@@ -58,9 +58,8 @@ class SelfTuning(HMC):
         step_size: Float[Array, ""],
     ) -> tuple[HamiltonianTrajectory, Array]:
         # The normal number that is another kernel's jitter.
-        log_scale = (
-            self._log_width(state.evaluation) + tuning.FUNNELS.spread * noise[-1]
-        )
+        about = tuning.FUNNELS.spread * noise[-1]
+        log_scale = self._log_width(state.evaluation) + about
         length = step_size * jnp.exp(log_scale).astype(step_size.dtype)
         return Hamiltonian.begin(self, noise, state, length)
 
@@ -102,9 +101,8 @@ class FunnelMoves(WarmUp):
         a hierarchy's coordinates reach."""
         kinds = {site.kind for site in density.sites.values()}
         moved = "held" not in kinds and not discrete_sites(density)
-        return (
-            moved and "energy" in density.capabilities and not has_dependents(density)
-        )
+        energy = "energy" in density.capabilities
+        return moved and energy and not has_dependents(density)
 
     def begins(self, scores: Callable[[], Points]) -> bool:
         found = np.asarray(scores(), np.float64)

@@ -377,18 +377,18 @@ class HMC(Hamiltonian):
         proposed = self.second_kick(trajectory, evaluation)
         log_u = log_uniform(trajectory.spare_noise[0])
         kick = trajectory.greatest_kick
+        of_step = self.log_step_ratio(trajectory, proposed)
         if not isinstance(self.log_ratio, LineIntegral):
             # The leapfrog preserves volume: the ratio is that of e^−H at both ends.
             there, here = comparable(proposed, start)
-            log_ratio = log_joint(there) - log_joint(here)
-            log_ratio = log_ratio + self.log_step_ratio(trajectory, proposed)
+            log_ratio = log_joint(there) - log_joint(here) + of_step
             return metropolis(
                 log_u, log_ratio, proposed, flip(start), greatest_kick=kick
             )
         proposed, log_target_ratio, error = self.log_ratio.finish(
             self.num_leapfrog, trajectory.path, start, proposed
         )
-        log_ratio = log_target_ratio + kinetic_ratio(start, proposed)
+        log_ratio = log_target_ratio + kinetic_ratio(start, proposed) + of_step
         return metropolis(
             log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick
         )

@@ -606,8 +606,9 @@ class Extension:
         points = np.asarray(population.points)
         trail = Trail(points, np.asarray(population.ancestors))
         drift = 1.0
-        done = 0
-        while done < finisher.rounds and (done < 2 or drift > 0):
+        while trail.rounds < finisher.rounds:
+            if trail.rounds >= finisher.fewest_rounds and drift == 0:
+                break
             self.report("warming up")
             fitted = finisher.adapt(points, target)
             words = population.random_words()
@@ -618,7 +619,6 @@ class Extension:
             trail.add(points)
             population.evaluations += finisher.evaluations(fitted)
             drift = finisher.drift(trail, target, False)
-            done += 1
         if drift == 0 and not self.layout.dims:
             population.renew(np.ones(len(population), bool))
         self.drift = drift

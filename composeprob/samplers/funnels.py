@@ -105,7 +105,9 @@ class FunnelMoves(WarmUp):
         return moved and energy and not has_dependents(density)
 
     def begins(self, scores: Callable[[], Points]) -> bool:
-        found = np.asarray(scores(), np.float64)
+        found = scores()
+        # As many as Stein's identity is asked of tell the tails.
+        found = found[:: -(-len(found) // tuning.STEIN.chains)].astype(np.float64)
         n = len(found)
         if not (found.size and np.isfinite(found).all()):
             return False
@@ -136,7 +138,7 @@ class FunnelMoves(WarmUp):
         A population creeps into a neck. So differences of single chains are asked, and
         of several rounds at once. What latents remember is asked by the warm-up before.
         """
-        return change(trail.halfway, trail.after, trail.ancestors)
+        return significant_change(trail.halfway, trail.after, trail.ancestors)
 
     def entered(self, trail: Trail) -> float:
         r"""Return −log(1 − D) of the greatest distance D of the distributions of a
@@ -145,14 +147,14 @@ class FunnelMoves(WarmUp):
         Where a share m of the mass had no chain, the weights estimate the evidence of
         the rest, (1 − m)·Z, and the distributions are as far apart as m.
         """
-        farthest = distance(trail.start, trail.after)
+        farthest = significant_distance(trail.start, trail.after)
         return -math.log1p(-min(farthest, 0.999))
 
     def least_evaluations(self, density: AnnealedDensity) -> int:
         return 0
 
 
-def distance(start: Points, end: Points) -> float:
+def significant_distance(start: Points, end: Points) -> float:
     """Return the greatest distance of the distribution functions of a number; 0 where
     chance may have made it of independent chains.
 
@@ -173,7 +175,7 @@ def distance(start: Points, end: Points) -> float:
     return farthest
 
 
-def change(before: Points, after: Points, ancestors: np.ndarray) -> float:
+def significant_change(before: Points, after: Points, ancestors: np.ndarray) -> float:
     """Return the change of a mean, or of a mean square about it, that is least likely
     by chance, in standard deviations or variances; 0 where chance may have made it.
 

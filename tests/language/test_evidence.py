@@ -609,16 +609,20 @@ class TestNested(Interwoven):
                 [ALPHA, 0, ALPHA, 0, 0],
             ]
         )
-        spread = np.sqrt(ALPHA**2 * np.exp(2 * omega) + SIGMA**2)
-        of_sessions = spread[:, None, None] * np.diag([0, 0, 0, 1, 1])
-        a = np.exp(tau)[:, None, None] * rows + of_sessions
-        precision = np.eye(5) + a[:, 3:].swapaxes(1, 2) @ a[:, 3:]
-        acceptance = np.linalg.det(precision) ** -0.5
+        variance = ALPHA**2 * np.exp(2 * omega) + SIGMA**2
+        # det(I + AₓᵀAₓ) = det(I + AₓAₓᵀ), of two rows.
+        shared = ALPHA**2 * np.exp(2 * tau)
+        own = 1 + 2 * shared + variance
+        acceptance = (own**2 - shared**2) ** -0.5
         kept = np.flatnonzero(rng.random(len(tau)) < acceptance)[:number]
         assert len(kept) == number
-        upper = np.linalg.cholesky(precision[kept]).swapaxes(1, 2)
+        spread = np.sqrt(variance[kept])
+        of_sessions = spread[:, None, None] * np.diag([0, 0, 0, 1, 1])
+        a = np.exp(tau[kept])[:, None, None] * rows + of_sessions
+        precision = np.eye(5) + a[:, 3:].swapaxes(1, 2) @ a[:, 3:]
+        upper = np.linalg.cholesky(precision).swapaxes(1, 2)
         xi = np.linalg.solve(upper, rng.normal(size=(number, 5, 1)))
-        mean, *size, x, other = (a[kept] @ xi)[..., 0].T
+        mean, *size, x, other = (a @ xi)[..., 0].T
         columns = (x / ALPHA, other / ALPHA, mean, omega[kept], *size, tau[kept])
         return np.stack(columns, axis=1).astype(np.float32)
 

@@ -48,13 +48,14 @@ def test_failures_at_a_level_are_findings_and_leave_chains_finite(product):
         time="sigma",
     )
     never = cp.compile(single, score)
+    first_order = cp.ReverseStep(order=1, control="none")
     too_large = cp.AnnealedMCMC(cp.MALA(50.0), 4)
     usual = cp.AnnealedMCMC(cp.MALA(0.3), 4)
     for density, sampler, code, fix in (
         (product, too_large, Code.ACCEPTANCE_COLLAPSED, "Adaptive"),
         (broken, usual, Code.NON_FINITE, "density.log_density"),
         (never, cp.Ancestral(), Code.NON_FINITE, ""),
-        (never, cp.SMC(), Code.WEIGHTS_COLLAPSED, ""),
+        (never, cp.SMC(step=first_order), Code.WEIGHTS_COLLAPSED, ""),
     ):
         result = run(density, chains=512, sampler=sampler)
         assert (result.levels["non_finite"].sum() > 0) == (density is not product)

@@ -25,7 +25,7 @@ from composeprob.runtime.population import Execution
 from composeprob.samplers.finishers import WarmUp
 from messages import check_wording
 from refusals import refused
-from sampling_cases import both, learned, normal, run, single, unit_energy
+from sampling_cases import both, learned, normal, run, single, slow, unit_energy
 from zscores import LIMIT, assert_agrees, assert_disagrees
 
 LEVELS = cp.Schedule.log_snr(16, -8.0, 8.0)
@@ -65,10 +65,11 @@ def start(ys, seed=0):
     return run(compiled(ys), seed, chains=1000)
 
 
-def test_a_study_goes_on_datum_by_datum():
+@pytest.mark.parametrize("last", [3, slow(4)])  # each size is compiled for
+def test_a_study_goes_on_datum_by_datum(last):
     result = start(YS[:1])
     spent = result.evaluations
-    for n in (2, 3, 4):
+    for n in range(2, last + 1):
         result = result.extend(compiled(YS[:n]), jax.random.key(n))
         assert_agrees(scores(result, YS[:n]))
         assert result.status.ok

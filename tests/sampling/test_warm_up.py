@@ -137,7 +137,8 @@ def test_density_terms_are_unknown_after_a_warm_up(monkeypatch):
 
     monkeypatch.setattr(stages, "summarised", noting)
     density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
-    run(density, chains=32, sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()))
+    sampler = cp.SMC(cp.MALA(0.05), step=FIRST_ORDER, then=cp.WarmUp())
+    run(density, chains=32, sampler=sampler)
     evaluation = ended[0].run.chains.evaluation
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.terms))
     assert np.isfinite(evaluation.log_density).all()

@@ -287,11 +287,13 @@ FAMILIES = {
         tests=(
             "tests/density/test_curl.py",
             "tests/density/test_overlap.py",
+            "tests/sampling/test_errors_of_means.py",
             "tests/sampling/test_level_0.py",
             "tests/sampling/test_own_draws.py",
             "tests/sampling/test_repetition.py",
             "tests/test_importance.py",
             "tests/test_path_weights.py",
+            "tests/test_pictures.py",
             "tests/test_support.py",
         ),
         sources=(
@@ -307,6 +309,16 @@ FAMILIES = {
             "tests/density/test_curl.py::test_against_the_whole_jacobian",
             "tests/density/test_overlap.py::"
             "test_boxes_that_do_not_meet_are_named_with_the_level",
+            "tests/sampling/test_errors_of_means.py::"
+            "test_independent_chains_have_the_textbook_error_and_copies_count_as_one",
+            "tests/sampling/test_errors_of_means.py::"
+            "test_stated_errors_are_the_spread_over_keys",
+            "tests/sampling/test_errors_of_means.py::"
+            "test_few_ancestors_are_worth_more_only_if_descendants_have_forgotten_them",
+            "tests/sampling/test_errors_of_means.py::"
+            "test_the_error_of_averaged_potentials_shows_in_the_error_of_the_evidence",
+            "tests/sampling/test_errors_of_means.py::"
+            "test_too_few_levels_show_in_the_error_of_the_evidence",
             "tests/sampling/test_level_0.py::"
             "test_weights_do_not_see_a_level_0_that_is_not_the_limit_and_stein_does",
             "tests/sampling/test_level_0.py::"
@@ -330,6 +342,8 @@ FAMILIES = {
             "tests/test_path_weights.py::"
             "test_chains_of_no_weight_are_separated_ones_of_low_path_weight",
             "tests/test_path_weights.py::test_summed_scores_have_the_finding",
+            "tests/test_pictures.py::test_every_kind_draws",
+            "tests/test_pictures.py::test_images_are_not_inverted_in_the_dark",
             "tests/test_support.py::"
             "test_few_chains_of_a_product_of_scores_are_weighted_by_their_paths",
             "tests/test_support.py::test_paths_with_growing_exponents_correct_the_shares",
@@ -371,6 +385,152 @@ FAMILIES = {
             "test_without_the_law_of_the_bridge_a_swap_is_wrong",
             "tests/sampling/test_replica_exchange.py::"
             "test_path_weights_of_the_wrong_sign_are_found_out",
+        ),
+    ),
+    "documents": Family(
+        tests=(
+            "tests/test_docs_public.py",
+            "tests/test_notebook.py",
+            "tests/test_recipes.py",
+            "tests/test_site.py",
+        ),
+        sources=("README.md", "composeprob", "docs"),
+        cases=(
+            "tests/test_docs_public.py::"
+            "test_public_name_is_documented_and_its_examples_show_what_comes_out",
+            "tests/test_docs_public.py::"
+            "test_the_reference_and_imports_of_the_pages_name_only_what_exists",
+            "tests/test_docs_public.py::"
+            "test_docstring_examples[composeprob.density.annealed]",
+            "tests/test_docs_public.py::"
+            "test_every_number_that_a_page_asks_for_is_in_the_results",
+            "tests/test_docs_public.py::test_measured_numbers_are_not_typed_by_hand",
+            "tests/test_recipes.py::test_the_recipe_passes_lint",
+            "tests/test_recipes.py::test_the_recipe_runs[A kernel]",
+            "tests/test_recipes.py::"
+            "test_data_are_impossible_for_chains_that_never_moved",
+            "tests/test_site.py::"
+            "test_every_example_has_a_title_and_says_what_is_learned",
+        ),
+    ),
+    "command": Family(
+        tests=("tests/test_cli.py",),
+        sources=("composeprob/cli", "composeprob/settings.py"),
+        cases=(
+            "tests/test_cli.py::test_run_prints_and_writes",
+            "tests/test_cli.py::test_what_cannot_be_run_is_refused",
+            "tests/test_cli.py::"
+            "test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples",
+        ),
+    ),
+    "finishers": Family(
+        tests=(
+            "tests/sampling/test_funnels.py",
+            "tests/sampling/test_global_moves.py",
+            "tests/sampling/test_warm_up.py",
+        ),
+        sources=(
+            "composeprob/runtime/outcome.py",
+            "composeprob/runtime/plan.py",
+            "composeprob/runtime/stages.py",
+            "composeprob/samplers/choose.py",
+            "composeprob/samplers/finishers.py",
+            "composeprob/samplers/funnels.py",
+            "composeprob/tuning.py",
+        ),
+        cases=(
+            "tests/sampling/test_funnels.py::test_chains_enter_the_neck_of_a_funnel",
+            "tests/sampling/test_funnels.py::"
+            "test_the_population_that_creeps_is_seen_and_the_one_at_rest_is_not",
+            "tests/sampling/test_global_moves.py::test_a_mixture_fits_the_law_of_points",
+            "tests/sampling/test_global_moves.py::"
+            "test_tails_are_a_half_of_twice_the_width",
+            "tests/sampling/test_global_moves.py::"
+            "test_modes_get_their_shares_and_without_global_moves_they_do_not",
+            "tests/sampling/test_global_moves.py::"
+            "test_a_proposal_whose_density_is_left_out_is_found_out",
+            "tests/sampling/test_global_moves.py::"
+            "test_a_chain_that_was_left_behind_forbids_no_mixture",
+            "tests/sampling/test_global_moves.py::"
+            "test_chains_that_are_not_finite_are_not_fitted",
+            "tests/sampling/test_global_moves.py::"
+            "test_where_all_chains_moved_uneven_weights_of_levels_concern_the_evidence_"
+            "alone",
+            "tests/sampling/test_global_moves.py::test_they_cost_one_evaluation_each",
+            "tests/sampling/test_global_moves.py::"
+            "test_few_chains_have_the_modes_shares_by_default",
+            "tests/sampling/test_global_moves.py::"
+            "test_a_run_that_goes_on_does_not_make_them_twice",
+            "tests/sampling/test_global_moves.py::"
+            "test_chains_are_independent_again_only_where_nearly_all_went",
+            "tests/sampling/test_global_moves.py::"
+            "test_their_proposals_are_importance_samples_of_the_evidence",
+            "tests/sampling/test_global_moves.py::"
+            "test_importance_samples_are_of_the_density_of_x_and_not_of_x_over_alpha",
+            "tests/sampling/test_warm_up.py::"
+            "test_centred_and_non_centred_are_one_density",
+            "tests/sampling/test_warm_up.py::"
+            "test_a_warm_up_moves_a_population_that_is_not_there_yet",
+            "tests/sampling/test_warm_up.py::"
+            "test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_"
+            "end",
+            "tests/sampling/test_warm_up.py::"
+            "test_independent_chains_come_to_data_that_are_finer_than_level_0",
+            "tests/sampling/test_warm_up.py::TestGivingUp",
+        ),
+    ),
+    "levels": Family(
+        tests=("tests/sampling/test_levels.py",),
+        sources=(
+            "composeprob/samplers/run.py",
+            "composeprob/schedule.py",
+            "composeprob/tuning.py",
+        ),
+        cases=(
+            "tests/sampling/test_levels.py::"
+            "test_a_run_that_chooses_its_levels_is_right_and_reports_the_levels_that_it_"
+            "visited",
+            "tests/sampling/test_levels.py::"
+            "test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing",
+            "tests/sampling/test_levels.py::"
+            "test_levels_that_are_given_are_those_of_a_program_compiled_on_them",
+            "tests/sampling/test_levels.py::"
+            "test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_"
+            "it",
+        ),
+    ),
+    "choice": Family(
+        tests=("tests/sampling/test_choose.py",),
+        sources=(
+            "composeprob/runtime/plan.py",
+            "composeprob/samplers/choose.py",
+            "composeprob/tuning.py",
+        ),
+        cases=(
+            "tests/sampling/test_choose.py::test_choice_and_reason",
+            "tests/sampling/test_choose.py::test_scores_of_factors_alone_are_not_moved",
+            "tests/sampling/test_choose.py::"
+            "test_some_chains_keep_the_shares_of_learned_modes",
+        ),
+    ),
+    "walls": Family(
+        tests=("tests/sampling/test_walls.py",),
+        sources=(
+            "composeprob/samplers/step.py",
+            "composeprob/samplers/weights.py",
+            "composeprob/tuning.py",
+        ),
+        cases=(
+            "tests/sampling/test_walls.py::"
+            "test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_"
+            "came_from",
+            "tests/sampling/test_walls.py::test_hard_walls_lose_nothing",
+            "tests/sampling/test_walls.py::"
+            "test_a_network_is_not_a_user_defined_potential",
+            "tests/sampling/test_walls.py::"
+            "test_the_backward_kernel_has_the_control_in_it",
+            "tests/sampling/test_walls.py::"
+            "test_a_sharp_observation_throws_no_chain_far_off",
         ),
     ),
     "benchmarks": Family(

@@ -526,6 +526,11 @@ FAMILIES = {
             "came_from",
             "tests/sampling/test_walls.py::test_hard_walls_lose_nothing",
             "tests/sampling/test_walls.py::"
+            "test_a_box_is_found_from_the_noisiest_level",
+            "tests/sampling/test_walls.py::"
+            "test_an_observation_sharper_than_its_function_is_flat",
+            "tests/sampling/test_walls.py::test_a_rare_event_at_the_tweedie_mean",
+            "tests/sampling/test_walls.py::"
             "test_a_network_is_not_a_user_defined_potential",
             "tests/sampling/test_walls.py::"
             "test_the_backward_kernel_has_the_control_in_it",

@@ -525,8 +525,7 @@ FAMILIES = {
             "test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_"
             "came_from",
             "tests/sampling/test_walls.py::test_hard_walls_lose_nothing",
-            "tests/sampling/test_walls.py::"
-            "test_a_box_is_found_from_the_noisiest_level",
+            "tests/sampling/test_walls.py::test_a_box_is_found_from_the_noisiest_level",
             "tests/sampling/test_walls.py::"
             "test_an_observation_sharper_than_its_function_is_flat",
             "tests/sampling/test_walls.py::test_a_rare_event_at_the_tweedie_mean",

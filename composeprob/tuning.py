@@ -509,12 +509,15 @@ METRIC = _Metric()
 class _WarmUp(NamedTuple):
     # Transitions at level 0 that adapt step sizes, before draws and in each block.
     settling: int = 50
+    # Transitions before the blocks, after an adaptation, of a run that has no levels to
+    # come down from.
+    begun: int = 25
     # Leapfrog steps of a transition.
     leapfrogs: int = 8
     # Transitions of one block after its adaptation.
     transitions: int = 10
     # Most blocks; there are at least two.
-    blocks: int = 12
+    blocks: int = 16
     # Largest change between blocks that is not drift: of a mean in standard deviations,
     # or of the logarithm of a standard deviation.
     drift: float = 0.05

@@ -275,9 +275,6 @@ class WarmUp(Finisher):
         """
         after = trail.after
         change = _greatest_change(trail.before, after)
-        chance = 4.0 * math.sqrt(2.0 / len(after))
-        if change <= tuning.WARM_UP.drift + chance:
-            change = 0.0
         if supported:
             return change
         # A population that hardly moves does not drift either: it has to have forgotten
@@ -430,16 +427,31 @@ def _standardised(coordinates: StandardCoordinates, points: Array) -> Array:
 
 def _greatest_change(before: Points, after: Points) -> float:
     """Return the greatest change of a mean, in standard deviations, or of the logarithm
-    of a standard deviation."""
+    of a standard deviation; 0 where none is more than chance may have made.
+
+    The standard error of a logarithm is √((κ − 1)/4n) by the kurtosis κ: of heavy tails
+    a few chains carry the width.
+    """
+    n = len(after)
     old_mean = np.mean(before, axis=0, dtype=float)
     new_mean = np.mean(after, axis=0, dtype=float)
-    old_deviation = np.std(before, axis=0, dtype=float)
-    new_deviation = np.std(after, axis=0, dtype=float)
-    wide = np.maximum(np.maximum(old_deviation, new_deviation), 1e-30)
-    shift = np.abs(new_mean - old_mean) / wide
-    ratio = np.maximum(new_deviation, 1e-30) / np.maximum(old_deviation, 1e-30)
-    changes = np.concatenate([shift, np.abs(np.log(ratio))])
-    return float(np.max(changes, initial=0.0))
+    old_deviation = np.maximum(np.std(before, axis=0, dtype=float), 1e-30)
+    new_deviation = np.maximum(np.std(after, axis=0, dtype=float), 1e-30)
+    shift = np.abs(new_mean - old_mean) / np.maximum(old_deviation, new_deviation)
+    ratio = np.abs(np.log(new_deviation / old_deviation))
+
+    old_kurtosis = np.mean(((before - old_mean) / old_deviation) ** 4, axis=0)
+    new_kurtosis = np.mean(((after - new_mean) / new_deviation) ** 4, axis=0)
+    # A normal distribution has the kurtosis 3; that of 5 gives widths the error of
+    # means.
+    kurtosis = np.maximum(np.maximum(old_kurtosis, new_kurtosis), 5.0)
+    of_shift = np.full_like(shift, 4.0 * math.sqrt(2.0 / n))
+    of_ratio = 4.0 * np.sqrt((kurtosis - 1) / (2 * n))
+
+    changes = np.concatenate([shift, ratio])
+    chance = np.concatenate([of_shift, of_ratio])
+    beyond = changes[changes > tuning.WARM_UP.drift + chance]
+    return float(np.max(beyond, initial=0.0))
 
 
 def memory(start: Points, after: Points, layout: Layout) -> float:

@@ -10,11 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from composeprob.compiler.align import align
 from composeprob.compiler.anneal import Likelihood, anneal
 from composeprob.compiler.build import build
-from composeprob.compiler.check import capabilities, check, node_capabilities
+from composeprob.compiler.check import (
+    capabilities,
+    check,
+    node_capabilities,
+    site_parts,
+)
 from composeprob.compiler.experts import experts
 from composeprob.compiler.grow import grow, grows, tracks
 from composeprob.compiler.lower import Evaluator, lower
@@ -22,9 +28,9 @@ from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth
 from composeprob.compiler.share import share
 from composeprob.compiler.tokens import has_tokens, lower_tokens, without_tokens_given
-from composeprob.compiler.top import site_top
+from composeprob.compiler.top import Top, site_top
 from composeprob.compiler.trace import changed_since
-from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
+from composeprob.density.annealed import AnnealedDensity, NoisePower, SiteInfo, TopLaw
 from composeprob.density.categorical import TokenDensity
 from composeprob.density.described import Described
 from composeprob.errors import CapabilityError, ComposeProbError, WrongTypeError
@@ -369,29 +375,43 @@ def _top_law(graph: Graph, normalised: bool) -> TopLaw:
 
 
 def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
-    """The distribution of F at a level of noise alone, with the exponents at this
+    """The distribution of F and G at a level of noise alone, with the exponents at this
     σ²/α²."""
     dtype = np.dtype(jnp.result_type(float))
-    # Sites are independent there, so constants and degrees add.
-    power: Any = {}
-    degree = constant = entries = 0.0
-    exact = True
-    for site in graph.sites:
-        top = site_top(at_noise(site.root, variance), site.shape)
-        power[site.name] = np.asarray(top.power, dtype)
-        degree += top.degree
-        constant += top.constant
-        entries += top.entries
-        exact = exact and top.exact
 
     def number(value: float) -> Any:
         return np.asarray(value, dtype)
 
+    tops = {}
+    tops_of_potential = {}
+    for site in graph.sites:
+        root = at_noise(site.root, variance)
+        tops[site.name] = site_top(root, site.shape)
+        _, potential = site_parts(root)
+        if potential is not None:
+            tops_of_potential[site.name] = site_top(potential, site.shape)
+
+    potential = None
+    if any(np.any(top.power) for top in tops_of_potential.values()):
+        potential = NoisePower(
+            _powers(tops_of_potential),
+            number(sum(top.degree for top in tops_of_potential.values())),
+            number(sum(top.constant for top in tops_of_potential.values())),
+        )
+    # Sites are independent there, so constants and degrees add.
     return TopLaw(
-        power,
-        number(degree),
-        number(constant),
-        number(entries),
-        exact=exact,
+        _powers(tops),
+        number(sum(top.degree for top in tops.values())),
+        number(sum(top.constant for top in tops.values())),
+        number(sum(top.entries for top in tops.values())),
+        exact=all(top.exact for top in tops.values()),
         normalised=normalised,
+        potential=potential,
     )
+
+
+def _powers(tops: dict[str, Top]) -> dict[str, Array]:
+    """The total power at each entry of each site."""
+    dtype = np.dtype(jnp.result_type(float))
+    powers: Any = {name: np.asarray(top.power, dtype) for name, top in tops.items()}
+    return powers

@@ -63,6 +63,29 @@ class SiteInfo(eqx.Module):
     num_values: int = eqx.field(static=True, default=0)
 
 
+class NoisePower(eqx.Module):
+    """The factors of G that are noise at a level of noise alone, such as a mixture of
+    energies, whose values a run evaluates beside F:
+
+    exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²), as of `TopLaw`.
+    """
+
+    power: dict[str, Array]
+    degree: Array
+    constant: Array
+
+    def log_density(
+        self, xs: dict[str, Array], sigma: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Return the logarithm at ``xs``; constants that are unknown count as 1."""
+        exponent = jnp.zeros(())
+        for name, power in self.power.items():
+            exponent = exponent + jnp.sum(0.5 * power * (xs[name] / sigma) ** 2)
+        of_width = 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2)
+        of_width = jnp.where(jnp.isnan(self.degree), 0.0, of_width)
+        return self.constant - of_width - exponent
+
+
 class TopLaw(eqx.Module):
     """Distribution of a level that is noise alone.
 
@@ -81,6 +104,8 @@ class TopLaw(eqx.Module):
         stacked: whether the arrays have an axis of all K levels in front, as exponents
             grow from level to level; `at` takes one of them. Elsewhere they are the
             same at all levels.
+        potential: the part of it that factors of G make; None where these are 1 at
+            noise alone.
     """
 
     power: dict[str, Array]
@@ -90,6 +115,7 @@ class TopLaw(eqx.Module):
     exact: bool = eqx.field(static=True)
     normalised: bool = eqx.field(static=True)
     stacked: bool = eqx.field(static=True, default=False)
+    potential: NoisePower | None = None
 
     def at(self, level: Array | int) -> TopLaw:
         """Return the law of one level, which may be traced."""

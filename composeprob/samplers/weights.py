@@ -279,15 +279,19 @@ def first_weight(
 
         log G + log E, and log F − log(top) where `weighs_top`,
 
-    with F, E and G the `DensityTerms`."""
+    with F, E and G the `DensityTerms`. Elsewhere the draws already are draws of the
+    factors of G that are noise there, which are divided out."""
     terms = evaluation.terms
     noise = density.schedule.at(level)
     log_weight = terms.log_potential + terms.log_exact
+    top = density.top.at(level)
+    position = layout.position(v, noise.alpha)
+    xs = {name: position[name] for name in top.power}
     if weighs_top(density):
-        position = layout.position(v, noise.alpha)
-        xs = {name: position[name] for name in density.top.power}
-        log_top = density.top.at(level).log_density(xs, noise.sigma)
-        log_weight = log_weight + terms.log_marginal - log_top
+        log_top = top.log_density(xs, noise.sigma)
+        return log_weight + terms.log_marginal - log_top
+    if top.potential is not None:
+        log_weight = log_weight - top.potential.log_density(xs, noise.sigma)
     return log_weight
 
 

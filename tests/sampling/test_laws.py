@@ -15,7 +15,7 @@ from composeprob.kernels import KernelState
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Step
-from composeprob.samplers.weights import first_weight
+from composeprob.samplers.weights import first_evidence, first_weight
 from sampling_cases import SCHEDULE, N, Never, both, normal, run, single, slow, visited
 from zscores import assert_agrees, z_scores
 
@@ -108,8 +108,8 @@ def test_where_levels_have_no_signal_but_are_far_apart_smc_starts_below_them():
     assert result.status.ok
 
 
-def first_weights(density, chains=20_000):
-    """Positions of the first draws, and their weights."""
+def first_log_weights(density, chains):
+    """Positions of the first draws, and their log-weights."""
     sampler = cp.SMC(cp.MALA()).prepare(density)
     level = density.num_levels - 1
     layout = Layout.of_density(density)
@@ -126,16 +126,73 @@ def first_weights(density, chains=20_000):
         log_weights = jax.vmap(log_weight)(run.chains.position)
         return sampler.positions(run, density), log_weights
 
-    position, weights = drawn()
-    return position, np.asarray(jax.nn.softmax(weights), np.float64)
+    position, log_weights = drawn()
+    return position, np.asarray(log_weights, np.float64)
 
 
-@pytest.mark.slow
-def test_an_energy_that_promises_a_power_counts_once_at_the_top():
+def first_weights(density, chains=20_000):
+    """Positions of the first draws, and their weights."""
+    position, log_weights = first_log_weights(density, chains)
+    return position, np.asarray(jax.nn.softmax(log_weights), np.float64)
+
+
+def standard_score():
+    """N(0, 1) at every level, by its score alone."""
+    return cp.Diffusion(
+        lambda x, level: -x, SCHEDULE, parameterization="score", event_shape=(1,)
+    )
+
+
+def standard_energy():
+    """N(0, 1) at every level, by its log-density."""
+
+    def energy(x, log_snr):
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        log_normaliser = 0.5 * jnp.log(2 * jnp.pi)
+        return sigma * (0.5 * jnp.sum(x**2) + log_normaliser)
+
+    return cp.Diffusion(
+        energy,
+        SCHEDULE,
+        parameterization="energy",
+        event_shape=(1,),
+        time="log_snr",
+        mode_depth=True,
+    )
+
+
+def promised():
+    """N(0, 1) at every level, which promises to be that at the noisiest."""
+    return cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,))
+
+
+def mixed():
+    """Twice N(0, 1), which has no rate, so that its values are evaluated."""
+    both = [standard_energy(), standard_energy()]
+    return cp.mixture(both, log_weights=[0.0, 0.0])
+
+
+PAIRS_OF_NOISE = {
+    "closed form, promised energy": lambda: (normal([0.0]), promised()),
+    "score, promised energy": lambda: (standard_score(), promised()),
+    "energy, mixture of energies": lambda: (standard_energy(), mixed()),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS_OF_NOISE)
+def test_factors_with_a_power_at_the_top_count_once_there(pair):
     """N(0, 1) times the same again has second moment ½, whether drawn or weighted."""
-    again = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,))
-    position, weights = first_weights(cp.compile(both, normal([0.0]), again))
+    position, weights = first_weights(cp.compile(both, *PAIRS_OF_NOISE[pair]()))
     assert abs(weights @ np.asarray(position["x"][:, 0]) ** 2 - 0.5) < 0.02
+
+
+def test_the_evidence_of_the_first_level_counts_a_mixture_of_energies_once():
+    """2·N(x; 0, 1)² has the integral 1/√π."""
+    density = cp.compile(both, standard_energy(), mixed())
+    _, log_weights = first_log_weights(density, 100)
+    start = first_evidence(density, density.num_levels - 1)
+    log_evidence = start + np.log(np.mean(np.exp(log_weights)))
+    assert abs(log_evidence + 0.5 * np.log(np.pi)) < 1e-3
 
 
 @cp.program

@@ -387,9 +387,9 @@ def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
     for site in graph.sites:
         root = at_noise(site.root, variance)
         tops[site.name] = site_top(root, site.shape)
-        _, potential = site_parts(root)
-        if potential is not None:
-            tops_of_potential[site.name] = site_top(potential, site.shape)
+        _, of_values = site_parts(root)
+        if of_values is not None:
+            tops_of_potential[site.name] = site_top(of_values, site.shape)
 
     potential = None
     if any(np.any(top.power) for top in tops_of_potential.values()):

@@ -88,13 +88,20 @@ def without_resampling(sampler: Sampler) -> Sampler:
 
 
 def without_finisher(kind: type[Finisher]) -> Callable[[Sampler], Sampler]:
-    """Return the change that leaves out finishers of exactly this class."""
+    """Return the change that leaves out finishers of exactly this class, alone or in
+    turn with another."""
 
     def change(sampler: Sampler) -> Sampler:
-        left = tuple(each for each in sampler.finishers if type(each) is not kind)
-        if len(left) == len(sampler.finishers):
+        left: list[Finisher] = []
+        for each in sampler.finishers:
+            if type(each) is WarmUp and each.across is not None:
+                alone = {GlobalMoves: WarmUp(), WarmUp: each.across}
+                left.append(alone.get(kind, each))
+            elif type(each) is not kind:
+                left.append(each)
+        if left == list(sampler.finishers):
             return sampler
-        return replaced(sampler, finishers=left)
+        return replaced(sampler, finishers=tuple(left))
 
     return change
 

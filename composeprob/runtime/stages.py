@@ -311,9 +311,6 @@ def _finished(state: State, finisher: Finisher) -> Run:
     then until the population drifts no more and does not contradict the target."""
     density = state.placed[1]
     weighted = state.sampler.weights is not None
-    # If global moves took nearly all chains anywhere, their modes may keep them from
-    # then on. The few that alone could move would not be a sample.
-    renewed = float(state.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck
     title = finisher.title
     total = finisher.rounds
     run = state.run
@@ -323,6 +320,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
     points = _points(run)
     trail = Trail(points, np.asarray(run.ancestors))
     spent = int(run.spent)
+    most_renewed = float(run.renewed)
     drift = 0.0
     departure = 0.0
     if finisher.stay:
@@ -346,6 +344,10 @@ def _finished(state: State, finisher: Finisher) -> Run:
         trail.add(points)
         spent += finisher.evaluations(fitted)
         drift = finisher.drift(trail, state.density, weighted)
+        # If global moves took nearly all chains anywhere, their modes may keep them
+        # from then on. The few that alone could move would not be a sample.
+        most_renewed = np.fmax(most_renewed, float(run.renewed))
+        renewed = most_renewed >= 1 - tuning.GLOBAL_MOVES.most_stuck
         if drift and renewed and _in_modes(state, points):
             drift = finisher.drift(trail, state.density, True)
         departure = _departure(state, finisher, run, points)
@@ -354,8 +356,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
     if total > 1:  # a single round measures no drift
         measured = run.spread.number(drift, np.float32)
     entered = max(float(run.entered), finisher.entered(trail))
-    # Chains that an earlier finisher took across modes have not gone back.
-    most_renewed = np.fmax(float(state.run.renewed), float(run.renewed))
+    # Chains that an earlier round took across modes have not gone back.
     return dataclasses.replace(
         run,
         closings=closings,

@@ -221,16 +221,23 @@ def closed_by(
     kinds = {site.kind for site in density.sites.values()}
     finishers: list[Finisher] = []
     then = ""
+    across = None
     if GlobalMoves.suits(density, num_chains):
         number = tuning.GLOBAL_MOVES.number
         if weighed:
             number = tuning.GLOBAL_MOVES.of_weighed
-        finishers.append(GlobalMoves(number))
+        across = GlobalMoves(number)
+        finishers.append(across)
         then = "; then global moves, which give modes their shares"
     latents = kinds & {"static", "discrete"}
     if "energy" in density.capabilities and latents and "held" not in kinds:
-        finishers.append(WarmUp())
-        then += "; then a warm-up at level 0, as there are latents"
+        if across is not None and density.num_levels == 1:
+            # Nothing else gives modes their shares where there are no levels.
+            finishers = [WarmUp(across)]
+            then += " and take turns with a warm-up at level 0, as there are latents"
+        else:
+            finishers.append(WarmUp())
+            then += "; then a warm-up at level 0, as there are latents"
     elif weighed and "held" not in kinds and learned_energy(density):
         finishers.append(Relaxation())
         then += (

@@ -208,15 +208,34 @@ class WarmUp(Finisher):
     first. In programs of latents alone half of the transitions move latents together
     with those whose location and scale they are.
 
+    Args:
+        across: moves that begin each block, and take chains across modes, which HMC
+            keeps apart; without, latents whose modes are apart remember for ever in
+            which of them they began.
+
     Example:
         >>> import composeprob as cp
         >>> cp.SMC(then=cp.WarmUp()).finishers
         (WarmUp(),)
+        >>> cp.SMC(then=cp.WarmUp(across=cp.GlobalMoves(20))).finishers
+        (WarmUp(across=GlobalMoves(20)),)
     """
+
+    across: GlobalMoves | None = None
 
     rounds = tuning.WARM_UP.blocks
 
+    def __repr__(self) -> str:
+        across = "" if self.across is None else f"across={self.across!r}"
+        return f"{type(self).__name__}({across})"
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        return {} if self.across is None else self.across.requires
+
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
+        if self.across is not None:
+            self.across.check(density, num_chains)
         held = [name for name, site in density.sites.items() if site.kind == "held"]
         if held:
             raise CapabilityError(
@@ -246,15 +265,34 @@ class WarmUp(Finisher):
             )
         return Transitions.resolved(kernel, 1, density)
 
-    def move(
-        self, run: Run, density: AnnealedDensity, fitted: Transitions, number: Array
-    ) -> Run:
-        def fresh(words: Array, particle: Particles) -> Particles:
-            return fitted.start(words, particle.position, particle.evaluation)
+    def fit(
+        self, points: Points, density: AnnealedDensity, measured: np.ndarray | None
+    ) -> Transitions | AcrossAndWithin:
+        within = self.adapt(points, density)
+        if self.across is None:
+            return within
+        return AcrossAndWithin(self.across.adapt(points, density), within)
 
+    def move(
+        self,
+        run: Run,
+        density: AnnealedDensity,
+        fitted: Transitions | AcrossAndWithin,
+        number: Array,
+    ) -> Run:
         words = run.spread.map(
             lambda words: stream(stream(words, Stream.CLOSING), number), run.words
         )
+        if isinstance(fitted, AcrossAndWithin):
+            mixtures, fitted = fitted
+            if self.across is not None and mixtures is not None:
+                of_round = dataclasses.replace(run, words=words)
+                moved = self.across.move(of_round, density, mixtures, number)
+                run = dataclasses.replace(moved, words=run.words)
+
+        def fresh(words: Array, particle: Particles) -> Particles:
+            return fitted.start(words, particle.position, particle.evaluation)
+
         begun = dataclasses.replace(
             run,
             chains=run.spread.map(fresh, words, run.chains),
@@ -281,9 +319,14 @@ class WarmUp(Finisher):
         # where it was.
         return max(change, memory(trail.start, after, Layout.of_density(density)))
 
-    def evaluations(self, fitted: Transitions) -> int:
+    def evaluations(self, fitted: Transitions | AcrossAndWithin) -> int:
+        across = 0
+        if isinstance(fitted, AcrossAndWithin):
+            mixtures, fitted = fitted
+            if self.across is not None and mixtures is not None:
+                across = self.across.evaluations(mixtures)
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
-        return transitions * fitted.kernel.evaluations_per_step
+        return across + transitions * fitted.kernel.evaluations_per_step
 
     def least_evaluations(self, density: AnnealedDensity) -> int:
         size = Layout.of_density(density).size
@@ -307,6 +350,9 @@ class Relaxation(WarmUp):
         >>> cp.SMC(then=Relaxation()).finishers
         (Relaxation(),)
     """
+
+    # Its chains keep their modes, as they came down with weights.
+    across: None = eqx.field(default=None, init=False)
 
     rounds = tuning.RELAXATION.rounds
     fewest_rounds = 0
@@ -454,17 +500,39 @@ def _greatest_change(before: Points, after: Points) -> float:
     return float(np.max(beyond, initial=0.0))
 
 
+def _correlations_without_greatest(before: Points, after: Points) -> np.ndarray:
+    """Return the correlation of each entry, (D,), without the chain whose product of
+    deviations is greatest."""
+    n = len(after)
+    old = before - np.mean(before, axis=0, dtype=float)
+    new = after - np.mean(after, axis=0, dtype=float)
+    greatest = np.argmax(old * new, axis=0)
+    columns = np.arange(old.shape[1])
+    its_old = old[greatest, columns]
+    its_new = new[greatest, columns]
+
+    def without_it(products: np.ndarray, one: np.ndarray, other: np.ndarray) -> Any:
+        # Deviations add up to 0, so that those of the others have the mean −d/(n − 1).
+        return np.sum(products, axis=0) - one * other * n / (n - 1)
+
+    covariance = without_it(old * new, its_old, its_new)
+    old_square = np.maximum(without_it(old**2, its_old, its_old), 0.0)
+    new_square = np.maximum(without_it(new**2, its_new, its_new), 0.0)
+    correlations: np.ndarray
+    correlations = covariance / np.maximum(np.sqrt(old_square * new_square), 1e-30)
+    return correlations
+
+
 def memory(start: Points, after: Points, layout: Layout) -> float:
     """Return the greatest correlation, over entries of latents, between a chain's
     present and initial values; 0 where chance may have made it.
 
     The greatest of many is large by chance. Each site has its own share of the chance,
-    so that many members do not hide what their location remembers.
+    so that many members do not hide what their location remembers. Of each entry the
+    chain is left out that adds most: one that stays far from all others counts 1/n, and
+    stated errors have that.
     """
-    old = start - start.mean(0, dtype=float)
-    new = after - after.mean(0, dtype=float)
-    sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
-    correlations = np.mean(old * new, axis=0) / sizes
+    correlations = _correlations_without_greatest(start, after)
     greatest = 0.0
     for name, _ in layout.static:
         of_site = correlations[layout.entries((name,))]
@@ -475,6 +543,14 @@ def memory(start: Points, after: Points, layout: Layout) -> float:
         if most > limit:
             greatest = max(greatest, most)
     return greatest
+
+
+class AcrossAndWithin(NamedTuple):
+    """What a block of `WarmUp` moves by: across modes, None where nothing can be
+    fitted, and within them."""
+
+    mixtures: GaussianMixture | None
+    within: Transitions
 
 
 class GlobalMoves(Finisher):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -90,6 +91,9 @@ class FunnelMoves(WarmUp):
         >>> cp.SMC(then=FunnelMoves()).finishers
         (FunnelMoves(),)
     """
+
+    # The finisher before it took chains across modes.
+    across: None = eqx.field(default=None, init=False)
 
     title = "into the neck of a funnel"
     fewest_rounds = tuning.FUNNELS.rounds

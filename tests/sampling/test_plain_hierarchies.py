@@ -529,6 +529,38 @@ def test_chains_in_separated_modes_are_unsettled_unless_global_moves_renewed_the
     assert not renewed.status.has(Code.UNSETTLED)
 
 
+@cp.program
+def squared(y):
+    """Members about the square of a latent, whose sign the data do not see."""
+    x = numpyro.sample("x", dist.Normal(0.3, 1.0))
+    with numpyro.plate("members", 12):
+        theta = numpyro.sample("theta", dist.Normal(x**2, 0.5))
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def test_global_moves_take_turns_with_the_warm_up_where_there_are_no_levels():
+    """P(x > 0) = ∫ over x > 0 of N(x; 0.3, 1)·exp(−n·(ȳ − x²)²/2v), v = 1.25."""
+    y = np.linspace(0.4, 3.4, 12)
+    density = cp.compile(squared, jnp.float32(y))
+    sampler, reason = choose(density, 300)
+    assert sampler.finishers == (cp.WarmUp(cp.GlobalMoves(20)),)
+    assert "take turns with a warm-up" in reason
+
+    x = np.linspace(-5, 5, 10_001)
+    log_density = -0.5 * (x - 0.3) ** 2 - 12 * (y.mean() - x**2) ** 2 / 2.5
+    weights = np.exp(log_density - log_density.max())
+    exact = weights[x > 0].sum() / weights.sum()
+    result = run(density, chains=300, sampler=None)
+    share = result.probability(lambda s: s["x"] > 0)
+    assert result.status.ok
+    assert abs(share.value - exact) < 4 * share.error < 0.12
+
+    # HMC alone keeps the chains where they began.
+    alone = cp.AnnealedMCMC(sampler.kernel, 25, then=cp.WarmUp())
+    stuck = run(density, chains=300, sampler=alone)
+    assert not stuck.status.ok
+
+
 class Still(cp.WarmUp):
     """A warm-up that moves no chain."""
 
@@ -574,3 +606,19 @@ def test_chance_among_many_members_is_no_memory_and_hides_none_of_their_location
     assert np.mean(start * after, axis=0).max() > 0.35
     after[:, -1] = start[:, -1] + rng.standard_normal(64)
     assert memory(start, after, layout) > 0.5
+
+
+def test_one_chain_that_stays_far_away_is_no_memory_and_a_few_are():
+    """One of n chains states a share of 1/n ± 1/n, whatever it remembers."""
+    layout = Layout((), (("mu", ()),))
+    rng = np.random.default_rng(4)
+
+    def found(staying):
+        start = rng.standard_normal((300, 1))
+        after = rng.standard_normal((300, 1))
+        start[:staying] += 20
+        after[:staying] += 20
+        return memory(start, after, layout)
+
+    assert found(1) == 0.0
+    assert found(5) > 0.5

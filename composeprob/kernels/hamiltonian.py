@@ -335,8 +335,16 @@ class HMC(Hamiltonian):
     ) -> tuple[HamiltonianTrajectory, Position]:
         uniform = 2 * ndtr(noise[-1]) - 1  # on (−1, 1)
         jitter = match_precision(self.jitter, state.position)
-        jittered = step_size * (1.0 + jitter * uniform)
-        trajectory, position = super().begin(noise, state, jittered)
+        return self.begun(noise, state, step_size * (1.0 + jitter * uniform))
+
+    def begun(
+        self,
+        noise: Float[Array, " noise_size"],
+        state: HamiltonianState,
+        step_size: Float[Array, ""],
+    ) -> tuple[HamiltonianTrajectory, Position]:
+        """Return what `begin` does, of a transition whose step size is settled."""
+        trajectory, position = super().begin(noise, state, step_size)
         if isinstance(self.log_ratio, LineIntegral):
             path = self.log_ratio.begin(trajectory.start, self.num_leapfrog)
             trajectory = dataclasses.replace(trajectory, path=path)

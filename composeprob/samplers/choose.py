@@ -137,8 +137,15 @@ def _by_score(
     samples = num_chains * (draws or 1)
     if interweaves(density):
         kernel = Interweaving(log_ratio=bounded(samples))
-        return SMC(kernel, then=(WarmUp(),)), TOGETHER
+        return SMC(kernel, then=_together(density)), TOGETHER
     return SMC(by_score(samples, metric="auto")), only_score("its moves")
+
+
+def _together(density: AnnealedDensity) -> tuple[Finisher, ...]:
+    """Return the finishers of runs that move latents together with their members."""
+    if FunnelMoves.suits(density):
+        return WarmUp(), FunnelMoves()
+    return (WarmUp(),)
 
 
 def of_tokens(density: TokenDensity) -> tuple[Sampler, str]:
@@ -180,7 +187,7 @@ def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, s
     adapting, count = 200, 100
     if any(type(each) is WarmUp for each in finishers):
         # It makes as many more as are needed.
-        adapting, count = tuning.WARM_UP.settling, tuning.WARM_UP.begun
+        adapting, count = tuning.WARM_UP.begun_settling, tuning.WARM_UP.begun
     tuned = Adaptive(warmup=adapting)
     kernel: Kernel = HMC(tuned, num_leapfrog=8)
     moved = "HMC"
@@ -266,7 +273,7 @@ def independent(
     step = ReverseStep(control="none")
     if interweaves(density):
         together = Interweaving(log_ratio=bounded(num_chains * draws))
-        sampler = AnnealedMCMC(together, 3, step, then=(WarmUp(),))
+        sampler = AnnealedMCMC(together, 3, step, then=_together(density))
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         finishers, then = closed_by(density, num_chains)

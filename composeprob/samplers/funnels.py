@@ -24,14 +24,14 @@ from composeprob.density.evaluation import Evaluation
 from composeprob.density.stein import bounds_on_chance, carried_by
 from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.hamiltonian import (
-    Hamiltonian,
     HamiltonianState,
     HamiltonianTrajectory,
 )
+from composeprob.kernels.line_integral import LogRatio, bounded
 from composeprob.kernels.metric import in_force
 from composeprob.samplers.discrete import discrete_sites
 from composeprob.samplers.finishers import Points, Trail, WarmUp, squares
-from composeprob.samplers.hierarchy import has_dependents
+from composeprob.samplers.hierarchy import has_dependents, has_members, interweaves
 from composeprob.samplers.moves import Transitions
 
 
@@ -62,7 +62,7 @@ class SelfTuning(HMC):
         about = tuning.FUNNELS.spread * noise[-1]
         log_scale = self._log_width(state.evaluation) + about
         length = step_size * jnp.exp(log_scale).astype(step_size.dtype)
-        return Hamiltonian.begin(self, noise, state, length)
+        return self.begun(noise, state, length)
 
     def log_step_ratio(
         self, trajectory: HamiltonianTrajectory, proposed: HamiltonianState
@@ -101,12 +101,15 @@ class FunnelMoves(WarmUp):
 
     @staticmethod
     def suits(density: AnnealedDensity) -> bool:
-        """Return whether a density has an energy, and real numbers alone, none of which
-        a hierarchy's coordinates reach."""
+        """Return whether a density has an energy, or latents under scores, and real
+        numbers alone, none of which a hierarchy's coordinates reach."""
         kinds = {site.kind for site in density.sites.values()}
         moved = "held" not in kinds and not discrete_sites(density)
-        energy = "energy" in density.capabilities
-        return moved and energy and not has_dependents(density)
+        if not moved:
+            return False
+        if "energy" in density.capabilities:
+            return not has_dependents(density)
+        return interweaves(density) and not has_members(density)
 
     def begins(self, scores: Callable[[], Points]) -> bool:
         found = scores()
@@ -127,11 +130,15 @@ class FunnelMoves(WarmUp):
         steepness = np.sqrt(np.mean(measured.astype(np.float64) ** 2, axis=0))
         implied = 1 / np.maximum(steepness, 1e-30)
         middle = np.sqrt(points.std(0, dtype=np.float64) * implied)
+        log_ratio: LogRatio = "exact"
+        if "energy" not in density.capabilities:
+            log_ratio = bounded(len(points))
         kernel = SelfTuning(
             Adaptive(initial=0.3),
             tuning.WARM_UP.leapfrogs,
             damping=0.0,
             metric=squares(middle, density),
+            log_ratio=log_ratio,
         )
         return Transitions.resolved(kernel, 1, density)
 

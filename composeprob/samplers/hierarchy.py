@@ -493,6 +493,18 @@ def has_dependents(density: AnnealedDensity) -> bool:
     return bool(jax.eval_shape(frames, zeros))
 
 
+def has_members(density: AnnealedDensity) -> bool:
+    """Return whether latents give some site the location and scale of its prior, by
+    which `Interweaving` moves it together with them."""
+    layout = Layout.of_density(density)
+    zeros = jnp.zeros((layout.size,))
+
+    def frames(v: Array) -> dict[str, Frame]:
+        return density.evaluator.frames(layout.position(v, 1.0), 0)
+
+    return bool(jax.eval_shape(frames, zeros))
+
+
 def is_non_centred(density: AnnealedDensity) -> bool:
     """Return whether a program of latents alone has standard coordinates itself, and
     its data those of a centred hierarchy."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import log_ndtr
 
-from composeprob.kernels import HMC, MALA, KernelState
+from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
 from composeprob.kernels import hamiltonian as hmc_module
 from composeprob.kernels.langevin import log_proposal_ratio
 from composeprob.kernels.metropolis import metropolis
@@ -128,6 +128,7 @@ def check(kernel):
     )
 
 
+BY_SCORE = LineIntegral(9, "simpson")
 MATRIX = np.array([[1.5, 0.8], [0.8, 0.7]])
 REAL = (
     MALA(0.15),
@@ -135,6 +136,7 @@ REAL = (
     MALA(0.2, metric=MATRIX),
     HMC(0.6, metric=MATRIX),
     SelfTuning(0.5),
+    SelfTuning(0.5, log_ratio=BY_SCORE),
 )
 """Like those of test_invariance.py they move, at steps at which some proposals are
 rejected."""
@@ -160,6 +162,7 @@ MUTANTS = (
     *(mutant(0.2, metric=MATRIX) for mutant in (HalfMetricMALA, DriftMetricMALA)),
     SharedNoiseHMC(0.6),
     UncorrectedSteps(0.5),
+    UncorrectedSteps(0.5, log_ratio=BY_SCORE),
 )
 
 

@@ -1,12 +1,14 @@
 """Funnels, whose necks chains enter by steps that suit the place alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.samplers.choose import choose
+from composeprob.samplers.choose import choose, independent
 from composeprob.samplers.finishers import Trail
 from composeprob.samplers.funnels import FunnelMoves, significant_change
 from sampling_cases import learned, normal, run, single, unit_energy, weighed
@@ -158,6 +160,57 @@ def hierarchy():
 def test_latents_alone_have_such_moves_where_no_coordinates_reach_them():
     assert FunnelMoves.suits(cp.compile(funnel_of_latents))
     assert not FunnelMoves.suits(cp.compile(hierarchy))
+
+
+PRIOR = dist.MixtureSameFamily(
+    dist.Categorical(jnp.array([0.3, 0.7])),
+    dist.Normal(jnp.array([-1.0, 0.8]), jnp.array([0.3, 0.5])),
+)
+SUBJECTS = np.array([-1.3, -0.6, 0.2, 0.9, 1.4, 0.5])
+
+
+def score_of_prior(x, log_snr):
+    alpha2 = jax.nn.sigmoid(log_snr)
+    variance = alpha2 * PRIOR.component_distribution.scale**2 + 1 - alpha2
+    away = x - jnp.sqrt(alpha2) * PRIOR.component_distribution.loc
+    logs = jnp.log(PRIOR.mixing_distribution.probs) - 0.5 * jnp.log(variance)
+    shares = jax.nn.softmax(logs - 0.5 * away**2 / variance)
+    return -jnp.sum(shares * away / variance, keepdims=True)
+
+
+@cp.program
+def common_noise(prior, y):
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    with numpyro.plate("subjects", len(SUBJECTS)):
+        x = cp.sample("x", prior)
+        cp.observe("y", dist.Normal(x[..., 0], sigma), y)
+
+
+def test_latents_under_scores_have_such_moves():
+    """Where the noise of the data is small, their subjects have to be where these are:
+    log σ = −∞ is as likely as under its prior."""
+    prior = learned(score_of_prior, "score", SCHEDULE, shape=(1,))
+    density = cp.compile(common_noise, prior, jnp.float32(SUBJECTS))
+    sampler, _ = independent(density, "because")
+    assert sampler.finishers == (cp.WarmUp(), FunnelMoves())
+
+    log_sigma = np.linspace(-14, 2.5, 3301)
+    spread = np.hypot(PRIOR.component_distribution.scale, np.exp(log_sigma)[:, None])
+    of_y = dist.Normal(PRIOR.component_distribution.loc, spread[:, None])
+    by_part = of_y.log_prob(SUBJECTS[:, None]) + np.log([0.3, 0.7])
+    of_data = np.logaddexp(by_part[..., 0], by_part[..., 1]).sum(1)
+    log_density = log_sigma - 0.5 * np.exp(2 * log_sigma) + of_data
+    shares = np.exp(log_density - log_density.max())
+    exact = shares @ log_sigma / shares.sum()
+
+    def off(finishers):
+        kept = cp.AnnealedMCMC(sampler.kernel, 3, sampler.step, then=finishers)
+        result = run(density, chains=CHAINS, sampler=kept)
+        mean = result.mean(lambda sites: jnp.log(sites["sigma"]))
+        return (mean.value - exact) / mean.error
+
+    assert abs(off(sampler.finishers)) < 4
+    assert off((cp.WarmUp(),)) > 4
 
 
 def test_only_densities_that_can_be_asked_for_it_have_such_moves(funnel):

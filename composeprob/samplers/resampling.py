@@ -4,6 +4,7 @@ genealogy of chains."""
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -267,7 +268,11 @@ def statistics(
     """
     n = len(log_weights)
     gains = jnp.where(jnp.isnan(gains) | jnp.isneginf(before), -jnp.inf, gains)
-    sets = jnp.stack([log_weights, before, gains])
+    # A chain whose weight after the step is lost in the rounding of their sum tells
+    # nothing of the step, however much it gained.
+    lost = math.log(jnp.finfo(log_weights.dtype).eps)
+    counts = log_weights - _largest(log_weights) > lost
+    sets = jnp.stack([log_weights, before, jnp.where(counts, gains, -jnp.inf)])
     weights, earlier, growth = relative_weights(sets)
     averaged = jnp.exp(averaging)
     corrected = jnp.isfinite(errors)

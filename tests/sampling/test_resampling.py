@@ -190,6 +190,21 @@ def level_statistics(log_weights, ancestors=None, averaging=0.0, gains=0.0, erro
     return statistics(log_weights, ancestors, averaging, before, gains, errors)
 
 
+def test_a_chain_of_no_weight_counts_for_nothing_in_the_variance_of_a_step():
+    """It may gain any number of nats while it comes nearer to the others."""
+    gains = 0.1 * np.random.default_rng(0).standard_normal(100)
+    plain = level_statistics(gains, gains=gains).weight_variance
+    assert 0.005 < plain < 0.02
+    log_weights = gains.copy()
+    gains[0] = 300.0
+    log_weights[0] = -100.0  # after the step; −400 before it
+    found = level_statistics(log_weights, gains=gains).weight_variance
+    assert abs(found - plain) < 0.005
+    # One that has weight after the step counts.
+    log_weights[0] = 0.0
+    assert level_statistics(log_weights, gains=gains).weight_variance > 1e6
+
+
 def test_the_variance_of_the_evidence_follows_the_genealogy():
     """Descendants of four of eight initial chains, of weights 0.4, 0.3, 0.2 and 0.1:
     Σ(W − 1/8)²·8/7."""

@@ -546,8 +546,8 @@ def memory(start: Points, after: Points, layout: Layout) -> float:
 
 
 class AcrossAndWithin(NamedTuple):
-    """What a block of `WarmUp` moves by: across modes, None where nothing can be
-    fitted, and within them."""
+    """Fits of a block of `WarmUp`: for moves across modes, None where nothing can be
+    fitted, and for those within them."""
 
     mixtures: GaussianMixture | None
     within: Transitions

@@ -187,8 +187,8 @@ def common_noise(prior, y):
 
 
 def test_latents_under_scores_have_such_moves():
-    """Where the noise of the data is small, their subjects have to be where these are:
-    log σ = −∞ is as likely as under its prior."""
+    """Subjects have to be where their data are if the noise of these is small, and
+    log σ is no less likely to be far below 0 than under its prior."""
     prior = learned(score_of_prior, "score", SCHEDULE, shape=(1,))
     density = cp.compile(common_noise, prior, jnp.float32(SUBJECTS))
     sampler, _ = independent(density, "because")

@@ -509,10 +509,6 @@ METRIC = _Metric()
 class _WarmUp(NamedTuple):
     # Transitions at level 0 that adapt step sizes, before draws and in each block.
     settling: int = 50
-    # Transitions that adapt step sizes before the blocks of a run without levels.
-    begun_settling: int = 100
-    # Transitions that follow them before the blocks.
-    begun: int = 50
     # Leapfrog steps of a transition.
     leapfrogs: int = 8
     # Transitions of one block after its adaptation.

@@ -184,11 +184,7 @@ def leaps(density: UniformDensity) -> tuple[Sampler, str]:
 def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """Return chains that start at the prior, where there are no levels to anneal."""
     finishers, then = closed_by(density, num_chains)
-    adapting, count = 200, 100
-    if any(type(each) is WarmUp for each in finishers):
-        # It makes as many more as are needed.
-        adapting, count = tuning.WARM_UP.begun_settling, tuning.WARM_UP.begun
-    tuned = Adaptive(warmup=adapting)
+    tuned = Adaptive(warmup=200)
     kernel: Kernel = HMC(tuned, num_leapfrog=8)
     moved = "HMC"
     if has_dependents(density):
@@ -213,7 +209,7 @@ def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, s
             "; no factor is a diffusion model, so NumPyro's NUTS fits as well: "
             "density.to_numpyro()"
         )
-    return AnnealedMCMC(kernel, count, then=finishers), reason
+    return AnnealedMCMC(kernel, 100, then=finishers), reason
 
 
 def closed_by(

@@ -500,39 +500,17 @@ def _greatest_change(before: Points, after: Points) -> float:
     return float(np.max(beyond, initial=0.0))
 
 
-def _correlations_without_greatest(before: Points, after: Points) -> np.ndarray:
-    """Return the correlation of each entry, (D,), without the chain whose product of
-    deviations is greatest."""
-    n = len(after)
-    old = before - np.mean(before, axis=0, dtype=float)
-    new = after - np.mean(after, axis=0, dtype=float)
-    greatest = np.argmax(old * new, axis=0)
-    columns = np.arange(old.shape[1])
-    its_old = old[greatest, columns]
-    its_new = new[greatest, columns]
-
-    def without_it(products: np.ndarray, one: np.ndarray, other: np.ndarray) -> Any:
-        # Deviations add up to 0, so that those of the others have the mean −d/(n − 1).
-        return np.sum(products, axis=0) - one * other * n / (n - 1)
-
-    covariance = without_it(old * new, its_old, its_new)
-    old_square = np.maximum(without_it(old**2, its_old, its_old), 0.0)
-    new_square = np.maximum(without_it(new**2, its_new, its_new), 0.0)
-    correlations: np.ndarray
-    correlations = covariance / np.maximum(np.sqrt(old_square * new_square), 1e-30)
-    return correlations
-
-
 def memory(start: Points, after: Points, layout: Layout) -> float:
     """Return the greatest correlation, over entries of latents, between a chain's
     present and initial values; 0 where chance may have made it.
 
     The greatest of many is large by chance. Each site has its own share of the chance,
-    so that many members do not hide what their location remembers. Of each entry the
-    chain is left out that adds most: one that stays far from all others counts 1/n, and
-    stated errors have that.
+    so that many members do not hide what their location remembers.
     """
-    correlations = _correlations_without_greatest(start, after)
+    old = start - start.mean(0, dtype=float)
+    new = after - after.mean(0, dtype=float)
+    sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
+    correlations = np.mean(old * new, axis=0) / sizes
     greatest = 0.0
     for name, _ in layout.static:
         of_site = correlations[layout.entries((name,))]

@@ -606,19 +606,3 @@ def test_chance_among_many_members_is_no_memory_and_hides_none_of_their_location
     assert np.mean(start * after, axis=0).max() > 0.35
     after[:, -1] = start[:, -1] + rng.standard_normal(64)
     assert memory(start, after, layout) > 0.5
-
-
-def test_one_chain_that_stays_far_away_is_no_memory_and_a_few_are():
-    """One of n chains states a share of 1/n ± 1/n, whatever it remembers."""
-    layout = Layout((), (("mu", ()),))
-    rng = np.random.default_rng(4)
-
-    def found(staying):
-        start = rng.standard_normal((300, 1))
-        after = rng.standard_normal((300, 1))
-        start[:staying] += 20
-        after[:staying] += 20
-        return memory(start, after, layout)
-
-    assert found(1) == 0.0
-    assert found(5) > 0.5

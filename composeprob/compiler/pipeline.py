@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from composeprob.compiler.align import align
 from composeprob.compiler.anneal import Likelihood, anneal
@@ -377,11 +376,6 @@ def _top_law(graph: Graph, normalised: bool) -> TopLaw:
 def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
     """The distribution of F and G at a level of noise alone, with the exponents at this
     σ²/α²."""
-    dtype = np.dtype(jnp.result_type(float))
-
-    def number(value: float) -> Any:
-        return np.asarray(value, dtype)
-
     tops = {}
     tops_of_potential = {}
     for site in graph.sites:
@@ -393,25 +387,28 @@ def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
 
     potential = None
     if any(np.any(top.power) for top in tops_of_potential.values()):
-        potential = NoisePower(
-            _powers(tops_of_potential),
-            number(sum(top.degree for top in tops_of_potential.values())),
-            number(sum(top.constant for top in tops_of_potential.values())),
-        )
-    # Sites are independent there, so constants and degrees add.
+        potential = _noise_power(tops_of_potential)
+    whole = _noise_power(tops)
     return TopLaw(
-        _powers(tops),
-        number(sum(top.degree for top in tops.values())),
-        number(sum(top.constant for top in tops.values())),
-        number(sum(top.entries for top in tops.values())),
+        whole.power,
+        whole.degree,
+        whole.constant,
+        _number(sum(top.entries for top in tops.values())),
         exact=all(top.exact for top in tops.values()),
         normalised=normalised,
         potential=potential,
     )
 
 
-def _powers(tops: dict[str, Top]) -> dict[str, Array]:
-    """The total power at each entry of each site."""
-    dtype = np.dtype(jnp.result_type(float))
-    powers: Any = {name: np.asarray(top.power, dtype) for name, top in tops.items()}
-    return powers
+def _noise_power(tops: dict[str, Top]) -> NoisePower:
+    """The product of the forms of all sites, which are independent there."""
+    return NoisePower(
+        {name: _number(top.power) for name, top in tops.items()},
+        _number(sum(top.degree for top in tops.values())),
+        _number(sum(top.constant for top in tops.values())),
+    )
+
+
+def _number(value: float | np.ndarray) -> Any:
+    """The value in the precision of runs, on the host."""
+    return np.asarray(value, np.dtype(jnp.result_type(float)))

@@ -64,20 +64,26 @@ class SiteInfo(eqx.Module):
 
 
 class NoisePower(eqx.Module):
-    """The factors of G that are noise at a level of noise alone, such as a mixture of
-    energies, whose values a run evaluates beside F:
+    """A product of factors at a level that is noise alone:
 
-    exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²), as of `TopLaw`.
+    exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+
+    Attributes:
+        power: total power at each entry, ``{site: array}``.
+        degree: powers times dimensions, factors counted as normalised; NaN where a
+            constant is unknown.
+        constant: the contribution of mixture weights.
     """
 
     power: dict[str, Array]
-    degree: Array
+    degree: Array  # this and `constant`: scalars, or (K,) where a `TopLaw` is stacked
     constant: Array
 
-    def log_density(
+    def log_value(
         self, xs: dict[str, Array], sigma: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """Return the logarithm at ``xs``; constants that are unknown count as 1."""
+        """Return the logarithm of the product at ``xs``; constants that are unknown
+        count as 1."""
         exponent = jnp.zeros(())
         for name, power in self.power.items():
             exponent = exponent + jnp.sum(0.5 * power * (xs[name] / sigma) ** 2)
@@ -86,16 +92,10 @@ class NoisePower(eqx.Module):
         return self.constant - of_width - exponent
 
 
-class TopLaw(eqx.Module):
-    """Distribution of a level that is noise alone.
-
-    F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+class TopLaw(NoisePower):
+    """Distribution of a level that is noise alone, where F and G are a `NoisePower`.
 
     Attributes:
-        power: total power at each entry, ``{site: array}``.
-        degree: powers times dimensions, factors counted as normalised; NaN where a
-            constant is unknown.
-        constant: the contribution of mixture weights.
         entries: Σ |power|·dimensions over the factors.
         exact: whether F has this form; where not, kernels and weights move the initial
             samples to it.
@@ -104,14 +104,12 @@ class TopLaw(eqx.Module):
         stacked: whether the arrays have an axis of all K levels in front, as exponents
             grow from level to level; `at` takes one of them. Elsewhere they are the
             same at all levels.
-        potential: the part of it that factors of G make; None where these are 1 at
-            noise alone.
+        potential: the part of it that factors of G make, such as a mixture of energies,
+            whose values a run evaluates beside F; None where these are 1 at noise
+            alone.
     """
 
-    power: dict[str, Array]
-    degree: Array  # this and the next two: scalars, or (K,) where `stacked`
-    constant: Array
-    entries: Array
+    entries: Array  # a scalar, or (K,) where `stacked`
     exact: bool = eqx.field(static=True)
     normalised: bool = eqx.field(static=True)
     stacked: bool = eqx.field(static=True, default=False)

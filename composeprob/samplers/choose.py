@@ -137,11 +137,11 @@ def _by_score(
     samples = num_chains * (draws or 1)
     if interweaves(density):
         kernel = Interweaving(log_ratio=bounded(samples))
-        return SMC(kernel, then=_together(density)), TOGETHER
+        return SMC(kernel, then=_finishers_by_score(density)), TOGETHER
     return SMC(by_score(samples, metric="auto")), only_score("its moves")
 
 
-def _together(density: AnnealedDensity) -> tuple[Finisher, ...]:
+def _finishers_by_score(density: AnnealedDensity) -> tuple[Finisher, ...]:
     """Return the finishers of runs that move latents together with their members."""
     if FunnelMoves.suits(density):
         return WarmUp(), FunnelMoves()
@@ -269,7 +269,7 @@ def independent(
     step = ReverseStep(control="none")
     if interweaves(density):
         together = Interweaving(log_ratio=bounded(num_chains * draws))
-        sampler = AnnealedMCMC(together, 3, step, then=_together(density))
+        sampler = AnnealedMCMC(together, 3, step, then=_finishers_by_score(density))
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         finishers, then = closed_by(density, num_chains)

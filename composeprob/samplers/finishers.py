@@ -209,9 +209,11 @@ class WarmUp(Finisher):
     with those whose location and scale they are.
 
     Args:
-        across: moves that begin each block, and take chains across modes, which HMC
-            keeps apart; without, latents whose modes are apart remember for ever in
-            which of them they began.
+        across: moves that begin each block, and take chains from mode to mode. HMC
+            alone leaves chains in modes that are far apart.
+
+    Raises:
+        WrongTypeError: ``across`` is no `GlobalMoves`.
 
     Example:
         >>> import composeprob as cp
@@ -224,6 +226,13 @@ class WarmUp(Finisher):
     across: GlobalMoves | None = None
 
     rounds = tuning.WARM_UP.blocks
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.across, GlobalMoves | None):
+            raise WrongTypeError(
+                f"WarmUp(across=) is {self.across!r}.",
+                fix="pass cp.GlobalMoves(20), or leave it out.",
+            )
 
     def __repr__(self) -> str:
         across = "" if self.across is None else f"across={self.across!r}"
@@ -269,9 +278,10 @@ class WarmUp(Finisher):
         self, points: Points, density: AnnealedDensity, measured: np.ndarray | None
     ) -> Transitions | AcrossAndWithin:
         within = self.adapt(points, density)
-        if self.across is None:
-            return within
-        return AcrossAndWithin(self.across.adapt(points, density), within)
+        mixtures = None
+        if self.across is not None:
+            mixtures = self.across.adapt(points, density)
+        return within if mixtures is None else AcrossAndWithin(mixtures, within)
 
     def move(
         self,
@@ -284,11 +294,12 @@ class WarmUp(Finisher):
             lambda words: stream(stream(words, Stream.CLOSING), number), run.words
         )
         if isinstance(fitted, AcrossAndWithin):
+            assert self.across is not None
             mixtures, fitted = fitted
-            if self.across is not None and mixtures is not None:
-                of_round = dataclasses.replace(run, words=words)
-                moved = self.across.move(of_round, density, mixtures, number)
-                run = dataclasses.replace(moved, words=run.words)
+            # A round has random numbers of its own.
+            of_round = dataclasses.replace(run, words=words)
+            moved = self.across.move(of_round, density, mixtures, number)
+            run = dataclasses.replace(moved, words=run.words)
 
         def fresh(words: Array, particle: Particles) -> Particles:
             return fitted.start(words, particle.position, particle.evaluation)
@@ -322,9 +333,9 @@ class WarmUp(Finisher):
     def evaluations(self, fitted: Transitions | AcrossAndWithin) -> int:
         across = 0
         if isinstance(fitted, AcrossAndWithin):
+            assert self.across is not None
             mixtures, fitted = fitted
-            if self.across is not None and mixtures is not None:
-                across = self.across.evaluations(mixtures)
+            across = self.across.evaluations(mixtures)
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
         return across + transitions * fitted.kernel.evaluations_per_step
 
@@ -524,10 +535,9 @@ def memory(start: Points, after: Points, layout: Layout) -> float:
 
 
 class AcrossAndWithin(NamedTuple):
-    """Fits of a block of `WarmUp`: for moves across modes, None where nothing can be
-    fitted, and for those within them."""
+    """Fits of a block of `WarmUp` for moves across modes, and for those within them."""
 
-    mixtures: GaussianMixture | None
+    mixtures: GaussianMixture
     within: Transitions
 
 

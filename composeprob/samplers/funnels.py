@@ -104,8 +104,7 @@ class FunnelMoves(WarmUp):
         """Return whether a density has an energy, or latents under scores, and real
         numbers alone, none of which a hierarchy's coordinates reach."""
         kinds = {site.kind for site in density.sites.values()}
-        moved = "held" not in kinds and not discrete_sites(density)
-        if not moved:
+        if "held" in kinds or discrete_sites(density):
             return False
         if "energy" in density.capabilities:
             return not has_dependents(density)

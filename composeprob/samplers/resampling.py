@@ -270,8 +270,8 @@ def statistics(
     gains = jnp.where(jnp.isnan(gains) | jnp.isneginf(before), -jnp.inf, gains)
     # A chain whose weight after the step is lost in the rounding of their sum tells
     # nothing of the step, however much it gained.
-    lost = math.log(jnp.finfo(log_weights.dtype).eps)
-    counts = log_weights - _largest(log_weights) > lost
+    rounding = math.log(jnp.finfo(log_weights.dtype).eps)
+    counts = log_weights - _largest(log_weights) > rounding
     sets = jnp.stack([log_weights, before, jnp.where(counts, gains, -jnp.inf)])
     weights, earlier, growth = relative_weights(sets)
     averaged = jnp.exp(averaging)

@@ -291,7 +291,7 @@ def first_weight(
         log_top = top.log_density(xs, noise.sigma)
         return log_weight + terms.log_marginal - log_top
     if top.potential is not None:
-        log_weight = log_weight - top.potential.log_density(xs, noise.sigma)
+        log_weight = log_weight - top.potential.log_value(xs, noise.sigma)
     return log_weight
 
 

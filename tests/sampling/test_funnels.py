@@ -170,6 +170,7 @@ SUBJECTS = np.array([-1.3, -0.6, 0.2, 0.9, 1.4, 0.5])
 
 
 def score_of_prior(x, log_snr):
+    """The score of `PRIOR` at a level."""
     alpha2 = jax.nn.sigmoid(log_snr)
     variance = alpha2 * PRIOR.component_distribution.scale**2 + 1 - alpha2
     away = x - jnp.sqrt(alpha2) * PRIOR.component_distribution.loc
@@ -211,6 +212,20 @@ def test_latents_under_scores_have_such_moves():
 
     assert abs(off(sampler.finishers)) < 4
     assert off((cp.WarmUp(),)) > 4
+
+
+@cp.program
+def group_of_subjects(prior):
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("subjects", len(SUBJECTS)):
+        u = cp.sample("u", dist.Normal(0.0, tau).expand([1]).to_event(1))
+        cp.factor("x", prior, at=u)
+
+
+def test_subjects_whose_prior_has_latents_for_its_scale_move_with_these_instead():
+    prior = learned(score_of_prior, "score", SCHEDULE, shape=(1,))
+    sampler, _ = independent(cp.compile(group_of_subjects, prior), "because")
+    assert sampler.finishers == (cp.WarmUp(),)
 
 
 def test_only_densities_that_can_be_asked_for_it_have_such_moves(funnel):

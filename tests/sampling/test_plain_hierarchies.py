@@ -12,6 +12,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
+from composeprob.errors import WrongTypeError
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.kernel import KernelState
 from composeprob.results.status import Code
@@ -559,6 +560,39 @@ def test_global_moves_take_turns_with_the_warm_up_where_there_are_no_levels():
     alone = cp.AnnealedMCMC(sampler.kernel, 25, then=cp.WarmUp())
     stuck = run(density, chains=300, sampler=alone)
     assert not stuck.status.ok
+
+
+def test_a_block_that_begins_with_global_moves_pays_for_both():
+    density = modes()
+    points = np.random.default_rng(0).choice([-3.0, 3.0], (200, 1))
+    points = points + 0.1 * np.random.default_rng(1).standard_normal((200, 1))
+    across = cp.WarmUp(across=cp.GlobalMoves(7))
+    fitted = across.fit(points, density, None)
+    alone = cp.WarmUp().evaluations(fitted.within)
+    assert across.evaluations(fitted) == alone + 7
+    # Too few points fit no mixture.
+    few = across.fit(points[:2], density, None)
+    assert across.evaluations(few) == alone
+
+
+@pytest.mark.parametrize("across", [20, cp.GlobalMoves, cp.WarmUp()])
+def test_a_warm_up_takes_global_moves_alone(across):
+    with pytest.raises(WrongTypeError, match="WarmUp"):
+        cp.WarmUp(across=across)
+
+
+def test_heavy_tails_are_no_drift_and_a_change_of_their_width_is():
+    density = modes()
+
+    def drift(factor):
+        rng = np.random.default_rng(5)
+        trail = Trail(rng.standard_normal((400, 30)), np.arange(400))
+        trail.add(rng.standard_t(3, (400, 30)))
+        trail.add(factor * rng.standard_t(3, (400, 30)))
+        return cp.WarmUp().drift(trail, density, supported=True)
+
+    assert drift(1.0) == 0.0
+    assert drift(4.0) > 1.0
 
 
 class Still(cp.WarmUp):

@@ -811,7 +811,12 @@ class _Shares(NamedTuple):
     gaps: int = 16
     # Effective ancestors that support the share of a group.
     fewest_ancestors: float = 8.0
-    # Chains for each of these from which on they are copies.
+    # Where groups are so many that each has fewer: effective ancestors of all together,
+    # which miss a group of half of the mass with probability 2⁻⁵, and the probability
+    # that a group of right chains is found to rest on fewer than the others.
+    fewest_of_many: float = 5.0
+    fewer_by_chance: float = 1e-2
+    # Chains for each effective ancestor from which on they are copies.
     copies: float = 2.0
     # Relative effective sample size of the path weights from which on they support mode
     # proportions.

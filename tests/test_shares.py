@@ -326,6 +326,23 @@ def test_a_share_rests_on_the_ancestors_of_its_group(ancestors, supported):
         np.testing.assert_allclose(found.ancestors, len(np.unique(ancestors)))
 
 
+@pytest.mark.parametrize(
+    ("copies", "supported"),
+    [
+        ([3] * 32, True),  # as many modes as ancestors
+        ([3] * 31 + [8], True),  # by chance
+        ([3] * 32 + [64], False),
+        ([24] * 4, False),  # too few in all
+    ],
+)
+def test_each_of_many_modes_needs_the_ancestors_of_the_others(copies, supported):
+    """Each mode has one ancestor, of which there are so many copies."""
+    index = np.repeat(np.arange(len(copies)), copies)
+    genealogy = Genealogy.from_ancestors(np.ones(len(index)), index)
+    found = few_in_group(index, genealogy)
+    assert (found is None) == supported
+
+
 def test_fewer_ancestors_do_where_errors_know_more():
     """Five ancestors of eight chains each."""
     index = np.repeat([0, 1], [260, 40])

@@ -41,6 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import special
 
 from composeprob import tuning
 from composeprob.results.estimates import Genealogy
@@ -161,22 +162,42 @@ def few_in_group(
     A share is unsupported by less than the fewest effective ancestors whose chains are
     mostly copies. As many chains that were never copied are a small mode, whose share
     is off by its own square root at most.
+
+    Groups may be so many that all ancestors, in equal parts, would be less than the
+    fewest in each. Then a share is unsupported where it rests on fewer ancestors than
+    as great a share of the other chains, by more than chance, if all ancestors together
+    are enough to have found a large group.
     """
     n = len(index)
+    groups = np.unique(index[genealogy.weights > 0])
+    ancestors = genealogy.effective
+    many = len(groups) > 1 and ancestors < fewest * len(groups)
+    compared = many and ancestors >= tuning.SHARES.fewest_of_many
     worst: FewInGroup | None = None
-    for group in range(int(index.max()) + 1):
-        weights = genealogy.weights * (index == group)
-        share = float(weights.sum())
-        if not share > 0:
-            continue
-        of_ancestors = np.bincount(genealogy.index, weights)
-        effective = share**2 / float(np.sum(of_ancestors**2))
+    for group in groups:
+        share, effective = _share_and_ancestors(genealogy, index == group)
         copied = n * share >= tuning.SHARES.copies * effective
         if not copied or effective >= fewest:
             continue
+        if compared:
+            rest, others = _share_and_ancestors(genealogy, index != group)
+            by_chance = tuning.SHARES.fewer_by_chance / len(groups)
+            # Probability of no more ancestors, by Poisson's law.
+            if special.gammaincc(effective + 1, share * others / rest) >= by_chance:
+                continue
         if worst is None or effective < worst.ancestors:
-            worst = FewInGroup(group, share, effective)
+            worst = FewInGroup(int(group), share, effective)
     return worst
+
+
+def _share_and_ancestors(
+    genealogy: Genealogy, members: Bool[np.ndarray, " chains"]
+) -> tuple[float, float]:
+    """Return the weight of some chains, and the effective number of their ancestors."""
+    weights = genealogy.weights * members
+    share = float(weights.sum())
+    of_ancestors = np.bincount(genealogy.index, weights)
+    return share, share**2 / float(np.sum(of_ancestors**2))
 
 
 def detectable_barrier(numbers: int) -> float:

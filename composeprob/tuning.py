@@ -694,6 +694,9 @@ RANK_BINS = 8
 
 # ── what a result reports ─────────────────────────────────────────────────────────────
 class _Errors(NamedTuple):
+    # Samples that are added to those inside of an event, and to those outside, for the
+    # least error of its probability.
+    added: float = 2.0
     # Independent ancestors above which a standard error is stated: Student's t with
     # fewer has no variance.
     fewest_ancestors: float = 3.0
@@ -811,10 +814,10 @@ class _Shares(NamedTuple):
     gaps: int = 16
     # Effective ancestors that support the share of a group.
     fewest_ancestors: float = 8.0
-    # Where groups are so many that each has fewer: effective ancestors of all together,
-    # which miss a group of half of the mass with probability 2⁻⁵, and the probability
-    # that a group of right chains is found to rest on fewer than the others.
+    # Effective ancestors of all together, where groups are so many that each has fewer:
+    # they miss a group of half of the mass with probability 2⁻⁵.
     fewest_of_many: float = 5.0
+    # Probability that one of so many groups of right chains is found to rest on fewer.
     fewer_by_chance: float = 1e-2
     # Chains for each effective ancestor from which on they are copies.
     copies: float = 2.0

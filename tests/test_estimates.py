@@ -3,6 +3,7 @@ many made-up results."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from composeprob.findings import Code, Finding
 from composeprob.results import estimates
@@ -120,15 +121,33 @@ def test_arrays_of_quantiles_and_probabilities():
     assert made.probability(beyond(0)).interval()[0].shape == (3,)
 
 
+@pytest.mark.parametrize("n", [64, 300])
+def test_shares_of_rare_events_are_seldom_off_by_four_errors(n):
+    """By the binomial law, of each number of samples inside."""
+    inside = np.arange(n // 4)
+    made = [Made(np.arange(n) < k).probability(beyond(0.5)) for k in inside]
+    shares = np.array([estimate.value for estimate in made])
+    errors = np.array([estimate.error for estimate in made])
+    spread = np.sqrt(shares * (1 - shares) / n)
+    for p in np.geomspace(0.5 / n, 0.1, 50):
+        chance = stats.binom.pmf(inside, n, p)
+        assert chance[np.abs(shares - p) > 4 * errors].sum() < 0.005
+    crowded = inside >= 16
+    np.testing.assert_allclose(errors[crowded], spread[crowded], rtol=0.05)
+    # As 5 samples are expected, the spread alone is misleading.
+    alone = np.abs(shares - 5 / n) > 4 * spread
+    assert stats.binom.pmf(inside, n, 5 / n)[alone & (inside > 0)].sum() > 0.02
+
+
 @pytest.mark.parametrize("inside", [True, False])
-def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
+def test_where_all_samples_agree_the_error_is_that_of_two_more_on_either_side(inside):
     """Weights add up to 1 but for rounding, which is not an error of theirs."""
     weights = np.random.default_rng(3).uniform(0.5, 1.5, 300)
     made = Made(np.full(300, float(inside)), weights=weights)
     estimate = made.probability(beyond(0.5))
     assert estimate.value == inside
     size = made._genealogy.effective
-    error = np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2))
+    error = np.sqrt(2 * (size + 2) / (size + 4) ** 3)
     assert estimate.error == pytest.approx(error)
 
 

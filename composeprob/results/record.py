@@ -406,7 +406,8 @@ class Record:
         Returns:
             ``.value``, ``.error`` and ``.interval(0.9)``, which is Wilson's: it lies in
             [0, 1] and has a width even where no sample, or every one, is in the event.
-            Errors as for `mean`.
+            Errors as for `mean`, but at least that of Agresti and Coull,
+            √(p̃(1 − p̃)/(n + 4)) with p̃ = (pn + 2)/(n + 4), for n effective samples.
 
         Raises:
             WrongTypeError, InvalidValueError: not a function of one sample, or one with
@@ -414,7 +415,8 @@ class Record:
 
         References:
             Wilson 1927, *Probable inference, the law of succession, and statistical
-            inference*.
+            inference*; Agresti and Coull 1998, *Approximate is better than "exact" for
+            interval estimation of binomial proportions*.
         """
         values = self._values("probability", event)
         if not np.isin(values, (0.0, 1.0)).all():
@@ -434,13 +436,13 @@ class Record:
         most = values.max((0, 1))
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
-        # Where no sample, or every one, is in the event, the spread over chains is 0,
-        # and that of few may nearly be: by the rule of succession.
-        succession = (share * size + 1) / (size + 2)
-        least_error = np.sqrt(succession * (1 - succession) / (size + 2))
-        rare = (least == most) | (size < tuning.ERRORS.fewest_families)
-        rare &= np.isfinite(mean.error)
-        error = np.where(rare, np.maximum(least_error, mean.error), mean.error)
+        # The spread over chains is 0 where no sample, or every one, is in the event,
+        # and too small where few are: two samples more on either side mend that.
+        added = tuning.ERRORS.added
+        more = size + 2 * added
+        moderate = (share * size + added) / more
+        least_error = np.sqrt(moderate * (1 - moderate) / more)
+        error = np.maximum(least_error, mean.error)
         ends = partial(wilson, share, size)
         return Estimate(as_python(share), as_python(error), mean.degrees, ends)
 

@@ -123,7 +123,7 @@ def test_arrays_of_quantiles_and_probabilities():
 
 @pytest.mark.parametrize("n", [64, 300])
 def test_shares_of_rare_events_are_seldom_off_by_four_errors(n):
-    """By the binomial law, of each number of samples inside."""
+    """The binomial law tells how often so many samples are inside."""
     inside = np.arange(n // 4)
     made = [Made(np.arange(n) < k).probability(beyond(0.5)) for k in inside]
     shares = np.array([estimate.value for estimate in made])

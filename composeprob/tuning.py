@@ -814,11 +814,9 @@ class _Shares(NamedTuple):
     gaps: int = 16
     # Effective ancestors that support the share of a group.
     fewest_ancestors: float = 8.0
-    # Effective ancestors of all together, where groups are so many that each has fewer:
-    # they miss a group of half of the mass with probability 2⁻⁵.
-    fewest_of_many: float = 5.0
-    # Probability that one of so many groups of right chains is found to rest on fewer.
-    fewer_by_chance: float = 1e-2
+    # Effective ancestors of all together below which groups need so many however small
+    # they are: five miss a group of half of the mass with probability 2⁻⁵.
+    fewest_in_all: float = 5.0
     # Chains for each effective ancestor from which on they are copies.
     copies: float = 2.0
     # Relative effective sample size of the path weights from which on they support mode
@@ -832,6 +830,8 @@ class _Shares(NamedTuple):
     # Share of chains that a move carried across a barrier, over the share of separated
     # pairs, from which on moves have mixed the modes.
     crossing: float = 0.5
+    # Correlation of an entry with where it was above which modes have not mixed.
+    remembered: float = 0.5
     # Positions of one compiled call.
     block: int = 256
     # Positions that are evaluated together within it.

@@ -23,6 +23,7 @@ from composeprob.results.shares import (
     detectable_barrier,
     few_in_group,
     largest_difference,
+    remembered,
     separated,
     share_separated,
     unreliable_proportions,
@@ -341,6 +342,20 @@ def test_each_of_many_modes_needs_the_ancestors_of_the_others(copies, supported)
     genealogy = Genealogy.from_ancestors(np.ones(len(index)), index)
     found = few_in_group(index, genealogy)
     assert (found is None) == supported
+
+
+@pytest.mark.parametrize(("changed", "expected"), [(0, True), (1, True), (30, False)])
+@pytest.mark.parametrize("n", [64, 1000])
+def test_a_sign_of_thirty_that_changes_leaves_the_others_remembered(
+    changed, expected, n
+):
+    rng = np.random.default_rng(0)
+    start = rng.choice([-1.0, 1.0], (n, 30))
+    end = start + 0.1 * rng.standard_normal((n, 30))
+    columns = rng.permuted(np.tile(np.arange(30), (n, 1)), axis=1)[:, :changed]
+    rows = np.arange(n)[:, None]
+    end[rows, columns] *= rng.choice([-1.0, 1.0], columns.shape)
+    assert remembered({"x": start}, {"x": end}) == expected
 
 
 def test_fewer_ancestors_do_where_errors_know_more():

@@ -15,6 +15,7 @@ from composeprob.results import support
 from composeprob.results.chains import Chains
 from composeprob.results.geometry import components, neighbours
 from composeprob.results.support import alike, effective
+from composeprob.samplers.funnels import FunnelMoves
 from messages import check_finding
 from sampling_cases import both, learned, modes, single, squared
 
@@ -94,6 +95,23 @@ def test_separated_chains_without_support_have_the_finding(frozen):
     assert frozen.status.has("shares_frozen")
     assert " 2 " in check_finding(frozen.status, "shares_frozen")
     assert np.isnan(frozen.mean(lambda s: s["x"][0]).error)
+
+
+@cp.program
+def squares(f):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x**2, 0.5).to_event(1), jnp.full(30, 1.8))
+
+
+def test_moves_that_change_one_of_many_signs_leave_shares_without_support():
+    """Most chains cross a barrier into another of 2³⁰ modes, next to theirs."""
+    prior = cp.Analytic(dist.Normal(jnp.full(30, 0.3), 1.0).to_event(1), LEVELS)
+    density = cp.compile(squares, prior)
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, then=FunnelMoves())
+    result = cp.infer(
+        density, jax.random.key(1), num_chains=200, sampler=sampler, progress=False
+    )
+    assert result.status.has("shares_frozen")
 
 
 def test_weights_that_are_worth_too_few_chains_support_no_share(wrong, monkeypatch):

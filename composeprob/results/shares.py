@@ -41,7 +41,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import special
 
 from composeprob import tuning
 from composeprob.results.estimates import Genealogy
@@ -163,27 +162,22 @@ def few_in_group(
     mostly copies. As many chains that were never copied are a small mode, whose share
     is off by its own square root at most.
 
-    Groups may be so many that all ancestors, in equal parts, would be less than the
-    fewest in each. Then a share is unsupported where it rests on fewer ancestors than
-    as great a share of the other chains, by more than chance, if all ancestors together
-    are enough to have found a large group.
+    Small groups have few ancestors even where all are known equally well. So a share is
+    supported, too, if as great a share of the other chains would have fewer than the
+    fewest, and all ancestors together are enough to have found a large group.
     """
     n = len(index)
     groups = np.unique(index[genealogy.weights > 0])
-    ancestors = genealogy.effective
-    many = len(groups) > 1 and ancestors < fewest * len(groups)
-    compared = many and ancestors >= tuning.SHARES.fewest_of_many
+    enough = genealogy.effective >= tuning.SHARES.fewest_in_all
     worst: FewInGroup | None = None
     for group in groups:
         share, effective = _share_and_ancestors(genealogy, index == group)
         copied = n * share >= tuning.SHARES.copies * effective
         if not copied or effective >= fewest:
             continue
-        if compared:
+        if enough and len(groups) > 1:
             rest, others = _share_and_ancestors(genealogy, index != group)
-            by_chance = tuning.SHARES.fewer_by_chance / len(groups)
-            # Probability of no more ancestors, by Poisson's law.
-            if special.gammaincc(effective + 1, share * others / rest) >= by_chance:
+            if share * others < fewest * rest:
                 continue
         if worst is None or effective < worst.ancestors:
             worst = FewInGroup(int(group), share, effective)
@@ -210,6 +204,19 @@ def detectable_barrier(numbers: int) -> float:
     """
     depth = tuning.SHARES.barrier
     return max(depth**2 / (depth + (numbers - 1) / 4), 1.0)
+
+
+def remembered(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray]) -> bool:
+    """Return whether an entry of the chains, ``{site: (N, …)}``, is correlated with
+    where it was, by more than chance."""
+    before, _, _ = rows(start)
+    after, _, _ = rows(end)
+    before = before - before.mean(0)
+    after = after - after.mean(0)
+    spread = np.sqrt((before**2).sum(0) * (after**2).sum(0))
+    correlation = (before * after).sum(0) / np.maximum(spread, 1e-300)
+    limit = max(tuning.SHARES.remembered, 4 / math.sqrt(len(before)))
+    return bool(correlation.max() > limit)
 
 
 def share_separated(depth: Float[np.ndarray, " pairs"], numbers: int) -> float:

@@ -265,7 +265,8 @@ def separated_text(
     nothing asks.
 
     Chains that moved since their ``arrival`` at level 0 are fine if they have crossed
-    as many barriers as lie between them.
+    as many barriers as lie between them, and no entry remembers where it was: one of
+    many signs that changes is a crossing too.
     """
     if not proportions.unsupported:
         return ""
@@ -276,7 +277,8 @@ def separated_text(
     if arrival is not None:
         size = sum(np.size(values) // len(values) for values in positions.values())
         crossed = shares.share_separated(depths(arrival, positions), size)
-        if crossed >= tuning.SHARES.crossing * groups.separated:
+        often = crossed >= tuning.SHARES.crossing * groups.separated
+        if often and not shares.remembered(arrival, positions):
             return ""
     places = shares.largest_difference(positions, groups.index)
     return (

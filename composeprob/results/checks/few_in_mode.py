@@ -35,8 +35,8 @@ class FewInMode(Check):
     meaning = (
         "the share of a separated mode rests on copies of fewer than eight effective "
         "ancestors; than three, where exponents grow by tracked log-densities and "
-        "chains did not move at level 0; of fewer than as great a share of the other "
-        "chains, where modes are more than the ancestors"
+        "chains did not move at level 0; unless as great a share of the other chains "
+        "has no more, and all have five"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
     unless_said = True

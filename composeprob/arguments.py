@@ -3,7 +3,6 @@ number, a path, a folder that can be written to."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import inspect
@@ -24,14 +23,14 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 class NotPickled:
     """Base of classes that hold compiled functions: the error for a pickle says how to
-    save the object instead. Copies work."""
+    save the object instead. Copies share what it holds, which nothing changes."""
 
     _kept_by: ClassVar[str]
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         name = type(self).__name__
         raise WrongTypeError(
-            f"A {name} cannot be pickled: it holds compiled functions.",
+            f"{name} objects cannot be pickled: they hold compiled functions.",
             fix=self._kept_by,
         )
 
@@ -42,9 +41,7 @@ class NotPickled:
         return duplicate
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        duplicate = object.__new__(type(self))
-        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return duplicate
+        return self.__copy__()
 
 
 def add_call_errors(public: type) -> None:

@@ -96,6 +96,9 @@ class Schedule(eqx.Module):
     sigma: Float[Array, " levels"]
     drift_ratio: Float[Array, " levels"]
 
+    def __len__(self) -> int:
+        return self.num_levels
+
     @classmethod
     def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
         """Make a schedule of given α and σ, both of shape (K,), from the cleanest level

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 from numpyro.distributions import Distribution
 
+from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError
 
 _fields = Distribution.gather_pytree_data_fields.__func__
@@ -35,11 +36,13 @@ _reported: ContextVar[set[object] | None] = ContextVar("reported", default=None)
 
 @contextmanager
 def usual() -> Iterator[None]:
-    """Run the library's code under JAX's defaults: types and ranks are promoted, and
-    neither NaN (an unknown value) nor infinity (log 0) raises.
+    """Run the library's code under JAX's defaults: types and ranks are promoted,
+    numbers of the host become arrays, and neither NaN (an unknown value) nor infinity
+    (log 0) raises.
 
-    With ``jax_debug_nans``, ``jax_numpy_rank_promotion="raise"`` or
-    ``jax_numpy_dtype_promotion="strict"`` users look for mistakes in their own code.
+    With ``jax_debug_nans``, ``jax_transfer_guard="disallow"``,
+    ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` users
+    look for mistakes in their own code.
     Where a network gives a NaN in a run, `Result.status` reports it.
     """
     token = None
@@ -50,6 +53,7 @@ def usual() -> Iterator[None]:
         jax.numpy_dtype_promotion("standard"),
         jax.debug_nans(False),
         jax.debug_infs(False),
+        jax.transfer_guard("allow"),
     ):
         try:
             yield
@@ -105,7 +109,8 @@ def cache(folder: str | Path | None = None) -> Path:
             return Path(by_environment)
         place = default_cache()
     else:
-        place = Path(folder).expanduser().absolute()
+        place = check_path(folder, "The folder of compiled code", "out/compiled")
+        place = place.expanduser().absolute()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()

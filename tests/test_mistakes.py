@@ -140,6 +140,15 @@ def loop(x, m):
     return m
 
 
+def halved(x):
+    """Halve a number three times, by a loop that has no gradient."""
+    return jax.lax.while_loop(
+        lambda carry: carry[0] < 3,
+        lambda carry: (carry[0] + 1, carry[1] / 2),
+        (0, x),
+    )[1]
+
+
 def by_level(x):
     cp.factor("w", lambda level: x[0] if level > 3 else -x[0], anneal="noised")
 
@@ -294,6 +303,12 @@ MISTAKES = {
         "a misspelled diagnostic": lambda r: r.log_evidense,
     },
     WrongTypeError: {
+        "a status as text": lambda result: result.status == "ok",
+        "a density as a model of NumPyro's": lambda: DENSITY.to_numpyro()(),
+        "compiled code in no folder": lambda: cp.cache(3),
+        "an estimate of two numbers as one": lambda result: float(
+            result.mean(lambda s: s["x"])
+        ),
         "a call of a factor": lambda: F(Y),
         "an entry of a factor": lambda: F[0],
         "a loop over a factor": lambda: list(F),
@@ -451,6 +466,7 @@ MISTAKES = {
         "eta in words": lambda: cp.Ancestral(eta="ddim"),
     },
     InvalidValueError: {
+        "a report in no folder": lambda result: result.report("/proc/run.html"),
         "a plate without members": compiled(in_plate, 0, jnp.zeros(0)),
         "a count of 41 bits": seen(
             lambda x: dist.Poisson(jnp.exp(x)), np.array([2**40, 3])
@@ -522,6 +538,12 @@ MISTAKES = {
         "a step's eta above 1": lambda: cp.ReverseStep(eta=1.5),
     },
     ProgramError: {
+        "a loop without a gradient in an energy": lambda: cp.compile(
+            single, energy(lambda x, k: -halved(x @ x))
+        ),
+        "a loop without a gradient in a program": weighed(lambda x: -halved(x @ x)),
+        "a site as a size": weighed(lambda x: len(range(x[0]))),
+        "a site as a key": weighed(lambda x: {0.0: 1.0}[x[0]]),
         "random numbers of NumPy": scene(
             lambda x: cp.observe("y", dist.Normal(x[0], 1.0), random_of_numpy())
         ),
@@ -609,6 +631,8 @@ MISTAKES = {
     },
     LoadError: {"a misspelled model": lambda: cp.load("ring2")},
     NetworkError: {
+        "an energy that returns nothing": lambda: energy(lambda x, k: None),
+        "an energy that returns text": lambda: energy(lambda x, k: "x"),
         "fewer conditions than members": compiled(
             in_plate_of_5,
             cp.Diffusion(

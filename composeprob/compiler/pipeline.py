@@ -32,7 +32,12 @@ from composeprob.compiler.trace import changed_since
 from composeprob.density.annealed import AnnealedDensity, NoisePower, SiteInfo, TopLaw
 from composeprob.density.categorical import TokenDensity
 from composeprob.density.described import Described
-from composeprob.errors import CapabilityError, ComposeProbError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    ComposeProbError,
+    ProgramError,
+    WrongTypeError,
+)
 from composeprob.factors.equations import fingerprint
 from composeprob.factors.networks import closures
 from composeprob.factors.nodes import at_noise
@@ -104,6 +109,8 @@ def compile(
         try:
             return lowered(program, args, kwargs, schedule, precision)
         except (ValueError, jax.errors.JAXTypeError) as error:
+            if str(error).startswith("Reverse-mode differentiation does not work"):
+                raise _without_gradient(program) from error
             if isinstance(error, ComposeProbError) or not traced:
                 raise
             raise WrongTypeError(
@@ -112,6 +119,18 @@ def compile(
                 fix="compile outside, for each data set: the code that XLA makes for "
                 "one serves all of the same shapes.",
             ) from error
+
+
+def _without_gradient(program: Program) -> ProgramError:
+    """Return the error for a loop that has no gradient."""
+    return ProgramError(
+        f"Program '{program.name}', or a factor in it, loops as long as a condition "
+        "holds (jax.lax.while_loop, or fori_loop with bounds that are computed). JAX "
+        "has no gradient of such loops, and chains follow gradients.",
+        where=program.where,
+        fix="write jax.lax.scan, or fori_loop with numbers of Python as bounds; of "
+        "solvers take those with gradients, such as diffrax.diffeqsolve.",
+    )
 
 
 def lowered(

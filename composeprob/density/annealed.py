@@ -397,7 +397,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """
         self._check(position)
         self.schedule.check_level(level)
-        return at_once(self.evaluator, jax.tree.map(jnp.asarray, position), level)
+        values = {name: self._number(name, value) for name, value in position.items()}
+        return at_once(self.evaluator, values, level)
+
+    def _number(self, name: str, value: ArrayLike) -> Array:
+        """Return the value of a site as an array, of real numbers where it has a
+        gradient."""
+        given = jnp.asarray(value)
+        whole = jnp.issubdtype(given.dtype, jnp.integer)
+        if whole and self.sites[name].kind != "discrete":
+            return given.astype(float)
+        return given
 
     def log_density(self, position: Position, level: Array | int) -> Float[Array, ""]:
         """log π_k(position) up to a constant of the level, a scalar.
@@ -729,6 +739,13 @@ class NumPyroPotential:
 
     density: AnnealedDensity
     level: int
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise WrongTypeError(
+            "density.to_numpyro() is no model of NumPyro's, but has its arguments.",
+            fix="write, with n = density.to_numpyro(), NUTS(potential_fn="
+            "n.potential_fn), and run the chains from init_params=n.init_params(key).",
+        )
 
     def potential_fn(self, position: Position) -> Float[Array, ""]:
         """−log π_k(position) up to a constant, a scalar; its derivative is −∇log π_k

@@ -108,10 +108,16 @@ class Energy(LeafFactor, metaclass=OrOfTokens):
         scalar."""
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         level = jax.ShapeDtypeStruct((), jnp.int32)
+        given: list[object] = []
+
+        def call(x: Array, level: Array) -> object:
+            given.append(self.fn(x, level))
+            return given[-1]
+
         traced, returned, _ = called(
             f"The energy '{self.label}'",
             f"fn(x, level) with x of shape {self.event_shape}",
-            lambda: eqx.filter_make_jaxpr(self.fn)(x, level),  # type: ignore[arg-type]
+            lambda: eqx.filter_make_jaxpr(call)(x, level),  # type: ignore[arg-type]
             "it must accept one event (no batch axis) and an integer level.",
             " For the noise of the level write schedule.at(level).sigma, not "
             "schedule.sigma[level].",
@@ -122,6 +128,11 @@ class Energy(LeafFactor, metaclass=OrOfTokens):
                 "has no gradient.",
                 fix="leave it to the run as a criterion of the site: "
                 "cp.factor(name, cp.Reward(fn), at=x), with fn of a batch.",
+            )
+        if given[0] is None or isinstance(given[0], str):
+            raise NetworkError(
+                f"The energy '{self.label}' returned {given[0]!r}, no number.",
+                fix="return log f of the event, a real number.",
             )
         shape = jnp.shape(returned)
         if shape != ():

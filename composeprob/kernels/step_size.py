@@ -187,7 +187,7 @@ def _by_rule(rule: Rule, schedule: Schedule, name: str) -> Float[Array, " levels
     try:
         # A user's code: an error in it is reported as one of the rule.
         given = rule.function(schedule)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise WrongTypeError(
             f"{what} failed: {error}",
             fix="let it take the levels, which have sigma and alpha, (K,), such as "

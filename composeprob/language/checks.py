@@ -216,6 +216,8 @@ def explained(
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if "Tracer.__format__" in str(error):
         return _formatted(frames[-1])
+    if any(text in str(error) for text in _NEEDS_NUMBER):
+        return _index_or_key(frames[-1])
     for frame in frames:
         variables = frame.f_locals
         this = variables.get("self")
@@ -238,6 +240,24 @@ def explained(
             if explanation is not None:
                 return explanation
     return None
+
+
+_NEEDS_NUMBER = (
+    "Only integer scalar arrays can be converted to a scalar index",
+    "unhashable type: 'jaxlib",
+)
+"""Parts of messages of Python and JAX about arrays that are no index and no key."""
+
+
+def _index_or_key(frame: FrameType) -> ComposeProbError:
+    """The error for a value that Python takes as an index, a size or a key, with the
+    frame that does."""
+    return ProgramError(
+        "The program takes an array as an index, a size, or a key of a dict.",
+        where=caller(frame),
+        fix="index an array by whole numbers, jnp.stack(items)[i], or choose by "
+        "jnp.where; sizes must be known beforehand.",
+    )
 
 
 def _formatted(frame: FrameType) -> ComposeProbError:

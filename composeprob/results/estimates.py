@@ -89,6 +89,15 @@ class Estimate:
         value = np.asarray(self.value)
         return as_python(value - half), as_python(value + half)
 
+    def __float__(self) -> float:
+        """The value of an estimate of one number."""
+        if np.ndim(self.value):
+            raise WrongTypeError(
+                f"This estimate has {np.size(self.value)} numbers.",
+                fix="take one of them: float(estimate.value[0]).",
+            )
+        return float(self.value)
+
     def __str__(self) -> str:
         if np.ndim(self.value):
             rows = zip(self.value, self.error, strict=True)
@@ -104,7 +113,7 @@ def as_python(value: float | np.ndarray) -> Any:
 def student(level: float, degrees: float) -> float:
     """Return t such that Student's t with these degrees of freedom is within ±t in a
     share ``level`` of all cases."""
-    if not (np.ndim(level) == 0 and 0 < level < 1):
+    if isinstance(level, str) or not (np.ndim(level) == 0 and 0 < level < 1):
         raise InvalidValueError(
             f"A level of confidence lies between 0 and 1; got {level!r}.",
             fix="for 90 % pass 0.9: interval(0.9).",

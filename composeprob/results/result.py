@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import numpy as np
 from jax import Array
 
-from composeprob.arguments import NotPickled, check_path
+from composeprob.arguments import NotPickled, check_path, check_writable
 from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
 from composeprob.records import REPORTED
 from composeprob.results import saving
@@ -264,7 +264,7 @@ class Result(NotPickled, Record):
         from composeprob.results.html_report import html
 
         path = check_path(path, "The path of a report", "run.html")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path.parent, f"No report can be written to '{path}'")
         path.write_text(html(self), encoding="utf-8")
         return path
 

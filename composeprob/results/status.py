@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from composeprob.errors import WrongTypeError
 from composeprob.findings import Code, Finding
 from composeprob.text import printable
 
@@ -66,6 +67,20 @@ class Status:
         if len(merged) > 1:
             merged = [finding for finding in merged if finding.code != Code.OK]
         return Status(tuple(merged))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str):
+            raise WrongTypeError(
+                f"A status is no text, and was compared with {other!r}.",
+                fix="ask result.status.ok, or compare its code: "
+                "result.status.code == 'ok'.",
+            )
+        if not isinstance(other, Status):
+            return NotImplemented
+        return self.findings == other.findings
+
+    def __hash__(self) -> int:
+        return hash(self.findings)
 
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings]

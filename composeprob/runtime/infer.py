@@ -42,6 +42,7 @@ from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
 from composeprob.schedule import Schedule
+from composeprob.settings import usual
 
 Params = ParamSpec("Params")
 
@@ -59,7 +60,8 @@ def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 fix="call cp.compile(program, …) first, with the program's "
                 "arguments, and pass the density that it returns.",
             )
-        return call(*args, **kwargs)
+        with usual():
+            return call(*args, **kwargs)
 
     return checked
 

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int, PyTree
 from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
+from composeprob.errors import WrongTypeError
 from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
@@ -157,9 +158,21 @@ def _draw_data(
 ) -> tuple[Float[Array, "n ..."], dict[str, Array]]:
     """Draw n events and their conditions, which are empty where data have none."""
     drawn: Any = recipe.data(key, n)
-    if isinstance(drawn, tuple):
-        return drawn
-    return drawn, {}
+    events, conditions = drawn if isinstance(drawn, tuple) else (drawn, {})
+    if not isinstance(conditions, Mapping):
+        raise WrongTypeError(
+            "The data of a training recipe returned a pair whose second part is no "
+            "mapping of conditions by name.",
+            fix="return events alone, or (events, {'label': labels}).",
+        )
+    events = jnp.asarray(events)
+    if not jnp.issubdtype(events.dtype, jnp.floating):
+        raise WrongTypeError(
+            f"The data of a training recipe are {events.dtype} numbers, which have no "
+            "noise.",
+            fix="return real numbers of about unit size: images / 127.5 - 1 of bytes.",
+        )
+    return events, dict(conditions)
 
 
 def _with_dropout(

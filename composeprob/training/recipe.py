@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.extras import needed
 from composeprob.factors.classifier import Classifier
@@ -88,11 +89,7 @@ class Batches:
     antithetic: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.size >= 1,
-            f"the batch has {self.size} events",
-            "use at least one event a step.",
-        )
+        check_count(self.size, "In a training recipe, the size of a batch")
         _require(
             self.part >= 1 and self.size % self.part == 0,
             f"chunk {self.part} does not divide a batch of {self.size}",
@@ -252,14 +249,10 @@ class Optimised:
         self._check_optimiser()
 
     def _check_optimiser(self) -> None:
-        _require(
-            self.iterations >= 1,
-            f"iterations is {self.iterations}",
-            "train for at least one step.",
-        )
+        check_count(self.iterations, "In a training recipe, iterations")
         rate = self.learning_rate
         _require(
-            callable(rate) or rate > 0,
+            callable(rate) or (np.ndim(rate) == 0 and rate > 0),
             f"learning_rate is {rate}",
             "use a positive number, such as 1e-3.",
         )
@@ -373,6 +366,11 @@ class Recipe(Optimised):
             jax.eval_shape(self.noise_at, np.float32(self.log_snr_range()[0]))
 
     def _check_losses(self) -> None:
+        _require(
+            isinstance(self.losses, tuple),
+            f"losses is no tuple: {self.losses}",
+            "write losses=(cp.training.Denoising(),), with a comma.",
+        )
         kinds = [type(loss) for loss in self.losses]
         are_losses = all(isinstance(loss, Loss) for loss in self.losses)
         _require(

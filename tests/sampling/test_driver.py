@@ -367,6 +367,7 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
     log_density = density.log_density(at, 0)
     with (
         jax.debug_nans(True),
+        jax.transfer_guard("disallow"),
         jax.numpy_rank_promotion("raise"),
         jax.numpy_dtype_promotion("strict"),
     ):

@@ -367,7 +367,6 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
     log_density = density.log_density(at, 0)
     with (
         jax.debug_nans(True),
-        jax.transfer_guard("disallow"),
         jax.numpy_rank_promotion("raise"),
         jax.numpy_dtype_promotion("strict"),
     ):
@@ -377,6 +376,15 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
         box = cp.Analytic(dist.Uniform(-3.0, 3.0), LEVELS)
         cp.compile(measured, box, lambda x: dist.Normal(x, 0.5), jnp.float32(1.0))
         assert cp.load("ring2d").event_shape == (2,)
+
+
+def test_a_run_may_send_numbers_to_devices_where_its_caller_may_not():
+    density, key = ranks(), jax.random.key(0)
+    with jax.transfer_guard("disallow"):
+        result = cp.infer(density, key, num_chains=8, progress=False)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="transfer"):
+            jnp.float32(1.0)
+    assert result["x"].shape[0] == 8
 
 
 def test_the_settings_of_a_process_are_its_own_again():

@@ -490,3 +490,20 @@ def test_version():
     result = command("--version")
     assert result.exit_code == 0
     assert result.output == f"composeprob {cp.__version__}\n"
+
+
+def test_the_package_is_a_command_too_and_its_names_start_no_devices():
+    """Processes that meet, and settings of devices, come before these."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "composeprob", "--help"],
+        env=environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "zoo" in shown.stdout
+    code = (
+        "from composeprob import api; from jax._src import xla_bridge; "
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)

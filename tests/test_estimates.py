@@ -27,11 +27,13 @@ class Made(Record):
             weights = np.ones(n)
         if ancestors is None:
             ancestors = np.arange(n)
+        if status is None:
+            status = Status()
         # A record is frozen.
         vars(self).update(
             samples={"x": values},
             about=About(draws=draws),
-            status=status or Status(),
+            status=status,
             _genealogy=Genealogy.from_ancestors(weights, ancestors),
         )
 

@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -41,6 +42,7 @@ from composeprob.errors import (
     UnknownNameError,
     WrongTypeError,
 )
+from composeprob.factors.factor import LeafFactor, Traits
 from composeprob.runtime import compiled as driver
 from composeprob.text import spelled
 from messages import check_finding
@@ -147,6 +149,28 @@ def halved(x):
         lambda carry: (carry[0] + 1, carry[1] / 2),
         (0, x),
     )[1]
+
+
+class Own(LeafFactor):
+    """A normal density that returns its value and score in another form."""
+
+    form: object = eqx.field(static=True)
+    offers: object = eqx.field(static=True)
+
+    def __init__(self, form, offers=Traits.ENERGY):
+        self.schedule = SCHEDULE
+        self.event_shape = (2,)
+        self.fixed = {}
+        self.label = "own"
+        self.form = form
+        self.offers = offers
+
+    @property
+    def traits(self):
+        return Traits(self.offers)
+
+    def evaluate(self, x, noise, conditions):
+        return self.form(*jax.value_and_grad(lambda x: -0.5 * x @ x)(x))
 
 
 def by_level(x):
@@ -303,6 +327,13 @@ MISTAKES = {
         "a misspelled diagnostic": lambda r: r.log_evidense,
     },
     WrongTypeError: {
+        "an own factor that offers text": lambda: cp.compile(
+            single, Own(lambda *pair: pair, "energy")
+        ),
+        "a status as a truth value": lambda result: 1 if result.status else 0,
+        "a training run as a factor": latent_of(
+            lambda: SimpleNamespace(factor=normal())
+        ),
         "a status as text": lambda result: result.status == "ok",
         "a density as a model of NumPyro's": lambda: DENSITY.to_numpyro()(),
         "compiled code in no folder": lambda: cp.cache(3),
@@ -631,6 +662,15 @@ MISTAKES = {
     },
     LoadError: {"a misspelled model": lambda: cp.load("ring2")},
     NetworkError: {
+        "an own factor without a gradient": lambda: cp.compile(
+            single, Own(lambda value, score: value)
+        ),
+        "an own factor's gradient first": lambda: cp.compile(
+            single, Own(lambda value, score: (score, value))
+        ),
+        "an own factor that decides by the noise": lambda: cp.compile(
+            single, Own(lambda value, score: (value, score) if value > 0 else None)
+        ),
         "an energy that returns nothing": lambda: energy(lambda x, k: None),
         "an energy that returns text": lambda: energy(lambda x, k: "x"),
         "fewer conditions than members": compiled(

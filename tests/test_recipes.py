@@ -63,6 +63,22 @@ def test_the_recipe_runs(title):
                 num_chains=4,
                 checks=[own, type(own)],
             )
+        told = own.ask
+        for wrong in ("text", None):
+            type(own).ask = lambda self, run, wrong=wrong: wrong
+            with pytest.warns(UserWarning, match="Asymmetric was not asked"):
+                assert (
+                    names["cp"]
+                    .infer(
+                        names["cp"].compile(names["product"], names["f"], names["f"]),
+                        names["jax"].random.key(0),
+                        num_chains=4,
+                        checks=[own],
+                        progress=False,
+                    )["x"]
+                    .shape
+                )
+        type(own).ask = told
     if title == "A part of a sampler":
         score, result, right = names["score"], names["result"], names["right"]
         assert score(names["Residual"]()) < LIMIT < score(names["Heaviest"]())

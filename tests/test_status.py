@@ -220,6 +220,7 @@ def test_several_problems_come_gravest_first():
     assert status.code is Code.INTERRUPTED
     assert status.has(Code.ACCEPTANCE_COLLAPSED)
     assert status.has("acceptance_collapsed")
+    assert status.has("ACCEPTANCE_COLLAPSED")  # as it is printed
     assert not status.has("non_finite")
     assert status.has(Code.WEIGHTS_COLLAPSED)
     assert len(str(status).splitlines()) == 3

@@ -414,9 +414,10 @@ def _check_observations(observations: list[Observation]) -> None:
     for o in observations:
         if not o.depends_on:
             raise ProgramError(
-                f"Observation {o.name!r} depends on no site, so it changes nothing.",
+                f"Evidence {o.name!r} depends on no site, so it weighs all samples "
+                "alike.",
                 where=o.where,
-                fix="let its distribution use the value that cp.sample returned.",
+                fix="let it use the value that cp.sample returned.",
             )
 
 

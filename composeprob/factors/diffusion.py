@@ -389,7 +389,9 @@ class Diffusion(LeafFactor):
         if missing:
             fix = (
                 "give the conditions that are missing: "
-                f"factor.given({', '.join(missing)})."
+                f"factor.given({', '.join(missing)}), or where guidance is to leave "
+                "them out a value that means none: "
+                f"Diffusion(…, conditions={{{self.names[0]!r}: null}})."
             )
         else:
             fix = (

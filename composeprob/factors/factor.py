@@ -25,8 +25,15 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unknown_name
+from composeprob.errors import (
+    ConditionError,
+    NetworkError,
+    ShapeError,
+    WrongTypeError,
+    unknown_name,
+)
 from composeprob.factors import show
+from composeprob.factors.concrete import called
 from composeprob.factors.values import as_condition, refuse, refused
 from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
@@ -295,6 +302,39 @@ class LeafFactor(Factor):
                 shape.
             ConditionError: a condition is missing.
         """
+        if not type(self).__module__.startswith("composeprob."):
+            self._check_own()
+
+    def _check_own(self) -> None:
+        """Refuse a factor of a user's class whose `evaluate` returns no log-density and
+        gradient of one event."""
+        name = f"The factor '{self.label}' of class {type(self).__name__}"
+        if not isinstance(self.traits.offers, frozenset):
+            raise WrongTypeError(
+                f"{name} offers {self.traits.offers!r}, which is no frozenset.",
+                fix="give Traits(Traits.ENERGY), Traits(frozenset({'score'})) or the "
+                "like.",
+            )
+        returned = called(
+            name,
+            f"evaluate(x, noise, conditions) with x of shape {self.event_shape}",
+            lambda: jax.eval_shape(
+                self.evaluate,
+                self.abstract_event(),
+                self.schedule.at(0),
+                self.call_conditions(),
+            ),
+            "it takes one event, a Noise, and a mapping of conditions.",
+        )
+        shapes = [getattr(part, "shape", None) for part in jax.tree.leaves(returned)]
+        is_pair = isinstance(returned, tuple) and len(returned) == 2
+        of_score = [self.event_shape]
+        if not (is_pair and shapes in (of_score, [(), *of_score])):
+            raise NetworkError(
+                f"{name} returns arrays of shapes {shapes} from evaluate.",
+                fix="return (log f(x), its gradient): a number, or None where only the "
+                f"score is known, and an array of shape {self.event_shape}.",
+            )
 
     @property
     def log_snr_range(self) -> tuple[float, float]:

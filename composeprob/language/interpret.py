@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -313,6 +314,10 @@ def _check_data(msg: Message) -> None:
     check_observed(msg["name"], msg["fn"], unwrap(msg["fn"]), msg["value"], plates)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Threads run programs in turn: NumPyro has one stack of handlers for all of them."""
+
+
 def run(
     function: Callable[..., object],
     args: tuple[object, ...],
@@ -334,7 +339,7 @@ def run(
     """
     interpreter = _Interpreter(provide, level, redraw, noised)
     # A Messenger leaves NumPyro's stack when the block ends, also by an exception.
-    with interpreter:
+    with _ONE_AT_A_TIME, interpreter:
         try:
             function(*args, **kwargs)
         except (AssertionError, TypeError, ValueError) as error:

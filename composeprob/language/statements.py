@@ -434,6 +434,9 @@ def _as_factor(value: object) -> str:
             "of samples cp.Analytic(points, schedule) makes a factor; data go to "
             "cp.observe(name, distribution, value)."
         )
+    # A training run, which this module cannot import either.
+    if is_factor(getattr(value, "factor", None)):
+        return "the factor that was trained is run.factor."
     # A program, which this module cannot import.
     if hasattr(value, "check_arguments"):
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from composeprob.errors import WrongTypeError
 from composeprob.findings import Code, Finding
@@ -54,9 +55,10 @@ class Status:
     def has(self, code: Code | str) -> bool:
         """Return whether ``code``, such as ``"acceptance_collapsed"``, is among the
         findings."""
-        if self.ok and code == Code.OK:
+        wanted = code.lower()  # printed in capitals
+        if self.ok and wanted == Code.OK:
             return True
-        return any(finding.code == code for finding in self.findings)
+        return any(finding.code == wanted for finding in self.findings)
 
     def with_findings(self, *findings: Finding) -> Status:
         """The same outcome with more findings, the gravest first; a remark of code `OK`
@@ -78,6 +80,12 @@ class Status:
         if not isinstance(other, Status):
             return NotImplemented
         return self.findings == other.findings
+
+    def __bool__(self) -> NoReturn:
+        raise WrongTypeError(
+            "A status is neither true nor false: most runs have one.",
+            fix="ask result.status.ok.",
+        )
 
     def __hash__(self) -> int:
         return hash(self.findings)

@@ -52,7 +52,7 @@ class RenoiseKernel(Kernel[KernelState]):
     carries: ClassVar[bool] = False
 
     step_size: StepSizeLike = eqx.field(
-        default=Adaptive(initial=1.0), converter=as_step_size
+        default_factory=lambda: Adaptive(initial=1.0), converter=as_step_size
     )
     within: tuple[float, float] | None = eqx.field(static=True, default=None)
     factor: str | None = eqx.field(static=True, default=None)

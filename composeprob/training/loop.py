@@ -28,11 +28,11 @@ from jaxtyping import Float, Int, PyTree
 from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
-from composeprob.errors import WrongTypeError
+from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.networks import Network
+from composeprob.factors.networks import Network, generator_states
 from composeprob.json_data import JSON, JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.schedule import Noise
@@ -157,7 +157,15 @@ def _draw_data(
     recipe: Recipe, key: Array, n: int
 ) -> tuple[Float[Array, "n ..."], dict[str, Array]]:
     """Draw n events and their conditions, which are empty where data have none."""
+    generators = generator_states()
     drawn: Any = recipe.data(key, n)
+    if generators != generator_states():
+        raise InvalidValueError(
+            "The data of a training recipe draw random numbers of NumPy or Python, "
+            "which would be drawn once: the function is compiled.",
+            fix="draw by the key, jax.random.normal(key, (n, 2)); of a set of events "
+            "take events[jax.random.randint(key, (n,), 0, len(events))].",
+        )
     events, conditions = drawn if isinstance(drawn, tuple) else (drawn, {})
     if not isinstance(conditions, Mapping):
         raise WrongTypeError(

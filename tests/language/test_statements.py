@@ -2,6 +2,7 @@
 objects."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -394,3 +395,17 @@ def test_what_is_no_policy_is_refused():
         lambda: cp.compile(measured, PRIOR, sine, jnp.zeros(2), array),
         WrongTypeError,
     )
+
+
+def test_threads_compile_one_program_each():
+    """NumPyro has one stack of handlers for all threads."""
+
+    @cp.program
+    def seen(y):
+        x = cp.sample("x", dist.Normal(0.0, 1.0))
+        cp.observe("y", dist.Normal(x, 1.0), y)
+
+    with ThreadPoolExecutor(4) as pool:
+        densities = list(pool.map(lambda y: cp.compile(seen, y), [0.0, 1.0, 2.0, 3.0]))
+    for y, density in enumerate(densities):
+        assert density.observed()["y"] == y

@@ -379,7 +379,8 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
 
 
 def test_a_run_may_send_numbers_to_devices_where_its_caller_may_not():
-    density, key = ranks(), jax.random.key(0)
+    density = ranks()
+    key = jax.random.key(0)
     with jax.transfer_guard("disallow"):
         result = cp.infer(density, key, num_chains=8, progress=False)
         with pytest.raises(jax.errors.JaxRuntimeError, match="transfer"):

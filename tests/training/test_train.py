@@ -292,6 +292,15 @@ def test_recipes_that_cannot_be_trained():
         NetworkError,
     )
     refused(lambda: train(tiny(network=3), KEY), NetworkError)
+    for data, kind in (
+        (lambda key, n: np.random.randn(n, 2), InvalidValueError),  # noqa: NPY002
+        (lambda key, n: jax.random.randint(key, (n, 2), 0, 9), WrongTypeError),
+        (lambda key, n: (jnp.zeros((n, 2)), jnp.zeros(n)), WrongTypeError),
+    ):
+        refused(lambda data=data: train(tiny(data=data), KEY), kind)
+    refused(lambda: tiny(iterations=1e2), WrongTypeError)
+    refused(lambda: tiny(learning_rate=optax.adam(1e-3)), InvalidValueError)
+    refused(lambda: tiny(losses=Denoising()), InvalidValueError)
     refused(
         lambda: train(tiny(data=jnp.zeros((9, 2))), KEY),
         NetworkError,

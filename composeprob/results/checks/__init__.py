@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 from composeprob.findings import Finding
@@ -129,5 +130,17 @@ def _asked(check: Check, run: EndedRun, status: Status) -> Status:
     run = run.with_findings(status.findings, run.withheld)
     if not all(need.met_by(run) for need in check.needs):
         return status
-    findings: list[Finding] = check.answers(run)
-    return status.with_findings(*findings)
+    try:
+        findings: list[Finding] = check.answers(run)
+        return status.with_findings(*findings)
+    except Exception as error:
+        if type(check).__module__.startswith("composeprob."):
+            raise
+        # A run is not lost by a mistake in a check of its user's.
+        warnings.warn(
+            f"The check {type(check).__name__} was not asked, as it failed: "
+            f"{type(error).__name__}: {error}. Let ask(run) return a list, "
+            "[self.finding(text)], or [] where nothing is wrong.",
+            stacklevel=2,
+        )
+        return status

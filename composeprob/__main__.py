@@ -1,0 +1,5 @@
+"""``python -m composeprob`` is the command ``composeprob``."""
+
+from composeprob.cli import app
+
+app()

@@ -17,7 +17,7 @@ import composeprob as cp
 import refusals
 from composeprob import settings
 from composeprob.cli import app
-from composeprob.cli.programs import arguments, load_program
+from composeprob.cli.programs import arguments, load_program, presets
 from composeprob.errors import InvalidValueError
 from messages import check_wording
 from processes import HASTE, environment
@@ -490,6 +490,12 @@ def test_version():
     result = command("--version")
     assert result.exit_code == 0
     assert result.output == f"composeprob {cp.__version__}\n"
+
+
+def test_a_variable_named_nearly_as_a_setting_is_told(tmp_path):
+    module = SimpleNamespace(num_chain=16, levels_of_care=3, sampler=None)
+    with pytest.warns(UserWarning, match="num_chain is no setting .* num_chains"):
+        assert presets(module) == {"num_chains": 1000}
 
 
 def test_the_package_is_a_command_too_and_its_names_start_no_devices():

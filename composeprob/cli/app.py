@@ -337,13 +337,15 @@ def new(
 
         cd crescents && composeprob run program.py
     """
+    from composeprob.arguments import check_writable
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidValueError(
             f"{folder} exists and is not an empty folder.", fix="choose another name."
         )
     with needed("train", "A project that trains a network"):
         import optax  # noqa: F401
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, f"No project can be written to '{folder}'")
     title = f"# {folder.resolve().name}\n"
     for file in resources.files("composeprob.cli").joinpath("template").iterdir():
         if not file.is_file():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -199,4 +201,19 @@ def presets(module: ModuleType) -> dict[str, Any]:
                 fix=f"make it {expected}, or rename it.",
             )
         settings[name] = value
+    _warn_of_near_names(module, tuple(kinds))
     return settings
+
+
+def _warn_of_near_names(module: ModuleType, names: tuple[str, ...]) -> None:
+    """Warn of variables of a file that are named nearly as settings are, and have none
+    of their types."""
+    for variable, value in vars(module).items():
+        near = difflib.get_close_matches(variable, names, 1, 0.9)
+        if variable in names or not near or callable(value):
+            continue
+        warnings.warn(
+            f"The file's variable {variable} is no setting of the run, which is named "
+            f"{near[0]}.",
+            stacklevel=2,
+        )

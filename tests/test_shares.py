@@ -356,6 +356,7 @@ def test_a_sign_of_thirty_that_changes_leaves_the_others_remembered(
     rows = np.arange(n)[:, None]
     end[rows, columns] *= rng.choice([-1.0, 1.0], columns.shape)
     assert remembered({"x": start}, {"x": end}) == expected
+    assert remembered({"x": start}, {"x": -end}) == expected
 
 
 def test_fewer_ancestors_do_where_errors_know_more():

@@ -221,6 +221,8 @@ def test_several_problems_come_gravest_first():
     assert status.has(Code.ACCEPTANCE_COLLAPSED)
     assert status.has("acceptance_collapsed")
     assert status.has("ACCEPTANCE_COLLAPSED")  # as it is printed
+    own = Status((Finding("Own", "s", False),))
+    assert own.has("Own")
     assert not status.has("non_finite")
     assert status.has(Code.WEIGHTS_COLLAPSED)
     assert len(str(status).splitlines()) == 3

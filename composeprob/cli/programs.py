@@ -206,8 +206,8 @@ def presets(module: ModuleType) -> dict[str, Any]:
 
 
 def _warn_of_near_names(module: ModuleType, names: tuple[str, ...]) -> None:
-    """Warn of variables of a file that are named nearly as settings are, and have none
-    of their types."""
+    """Warn of variables of a file that are named nearly as settings are, but for
+    functions and classes."""
     for variable, value in vars(module).items():
         near = difflib.get_close_matches(variable, names, 1, 0.9)
         if variable in names or not near or callable(value):

@@ -38,7 +38,7 @@ from composeprob.density.reward import SiteReward
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.categorical import num_values_of
 from composeprob.factors.factor import Factor, LeafFactor
-from composeprob.factors.networks import generator_states
+from composeprob.factors.networks import no_random_numbers
 from composeprob.factors.nodes import SETS, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.window import Cells, Region, Window
@@ -92,15 +92,15 @@ def build(
     _check_callbacks(traced, statements)
     # A second run, with latents at the other side of their location, refuses a scale
     # that takes both signs.
-    generators = generator_states()
-    mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
-    if generators != generator_states():
-        raise ProgramError(
-            f"Program '{program.name}' draws random numbers of NumPy or Python, which "
-            "would be drawn once.",
-            where=program.where,
-            fix="make the random number a site, cp.sample(name, distribution), or pass "
-            "it as data to compile.",
+    with no_random_numbers(
+        f"Program '{program.name}'",
+        ProgramError,
+        "make the random number a site, cp.sample(name, distribution), or pass it as "
+        "data to compile.",
+        program.where,
+    ):
+        mirrored = run(
+            program.function, args, kwargs, reflected(latents), noised=noised
         )
     dependencies, by_leaf = traced.dependencies()
     variables = program.names_of(args, kwargs)

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 
+def correlations(
+    before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " d"]:
+    """Return the correlation of each entry with itself, over n chains; 0 where it does
+    not vary."""
+    old = before - before.mean(0, dtype=float)
+    new = after - after.mean(0, dtype=float)
+    sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
+    return np.mean(old * new, axis=0) / sizes
+
+
 def log_densities(
     density: AnnealedDensity,
     positions: Position,

@@ -13,7 +13,8 @@ reads become leaves like a network's weights.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.tree_util import PyTreeDef
 from jaxtyping import PyTree
 
-from composeprob.errors import NetworkError, WrongTypeError
+from composeprob.errors import ComposeProbError, NetworkError, WrongTypeError
 from composeprob.factors.equations import (
     equations,
     fingerprint,
@@ -248,16 +249,14 @@ def _trace(
     def call(args: tuple[Array, ...], kwargs: dict[str, Array]) -> PyTree:
         return function(*args, **kwargs)
 
-    generators = generator_states()
-    traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
-    if generators != generator_states():
-        name = getattr(function, "__name__", type(function).__name__).strip("<>")
-        raise NetworkError(
-            f"The function '{name}' draws random numbers of NumPy or Python, which "
-            "would be drawn once.",
-            fix="draw them outside of the function, if they are meant to stay the "
-            "same; a density has none of its own.",
-        )
+    name = getattr(function, "__name__", type(function).__name__).strip("<>")
+    with no_random_numbers(
+        f"The function '{name}'",
+        NetworkError,
+        "draw them outside of the function, if they are meant to stay the same; a "
+        "density has none of its own.",
+    ):
+        traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
     constants: list[PyTree] = []
     for constant in traced.consts:
         if not isinstance(constant, jax.Array):
@@ -273,6 +272,23 @@ def _trace(
         returns=jax.tree.structure(returns),
     )
     return Closed(constants, code)
+
+
+@contextmanager
+def no_random_numbers(
+    who: str, kind: type[ComposeProbError], fix: str, where: str | None = None
+) -> Iterator[None]:
+    """Raise an error of this kind if what runs inside draws from the global generators
+    of NumPy or Python: it is traced, and its numbers would stay the same."""
+    before = generator_states()
+    yield
+    if before != generator_states():
+        raise kind(
+            f"{who} draws random numbers of NumPy or Python, which would be drawn "
+            "once.",
+            where=where,
+            fix=fix,
+        )
 
 
 def generator_states() -> tuple[object, ...]:

@@ -43,6 +43,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from composeprob import tuning
+from composeprob.density.points import correlations
 from composeprob.results.estimates import Genealogy
 from composeprob.results.geometry import (
     chosen,
@@ -208,15 +209,11 @@ def detectable_barrier(numbers: int) -> float:
 
 def remembered(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray]) -> bool:
     """Return whether an entry of the chains, ``{site: (N, …)}``, is correlated with
-    where it was, by more than chance."""
+    where it was, by more than chance. All signs may have changed at once."""
     before, _, _ = rows(start)
     after, _, _ = rows(end)
-    before = before - before.mean(0)
-    after = after - after.mean(0)
-    spread = np.sqrt((before**2).sum(0) * (after**2).sum(0))
-    correlation = (before * after).sum(0) / np.maximum(spread, 1e-300)
     limit = max(tuning.SHARES.remembered, 4 / math.sqrt(len(before)))
-    return bool(correlation.max() > limit)
+    return bool(np.abs(correlations(before, after)).max() > limit)
 
 
 def share_separated(depth: Float[np.ndarray, " pairs"], numbers: int) -> float:

@@ -58,7 +58,7 @@ class Status:
         wanted = code.lower()  # printed in capitals
         if self.ok and wanted == Code.OK:
             return True
-        return any(finding.code == wanted for finding in self.findings)
+        return any(finding.code.lower() == wanted for finding in self.findings)
 
     def with_findings(self, *findings: Finding) -> Status:
         """The same outcome with more findings, the gravest first; a remark of code `OK`

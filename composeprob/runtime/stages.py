@@ -50,7 +50,6 @@ from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
-from composeprob.settings import usual
 
 
 @dataclass
@@ -143,7 +142,7 @@ def carry_out(state: State) -> Tried:
     state.bars = Progress(enabled=state.progress)
     # LAPACK's matrices are small here: its threads would wait for one another longer
     # than they work.
-    with threadpool_limits(1, user_api="blas"), usual(), contextlib.closing(state.bars):
+    with threadpool_limits(1, user_api="blas"), contextlib.closing(state.bars):
         for stage in STAGES:
             if state.stopped:
                 break

@@ -22,6 +22,7 @@ from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.points import correlations
 from composeprob.density.stein import departure
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel, KernelState
@@ -518,13 +519,10 @@ def memory(start: Points, after: Points, layout: Layout) -> float:
     The greatest of many is large by chance. Each site has its own share of the chance,
     so that many members do not hide what their location remembers.
     """
-    old = start - start.mean(0, dtype=float)
-    new = after - after.mean(0, dtype=float)
-    sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
-    correlations = np.mean(old * new, axis=0) / sizes
+    of_entries = correlations(start, after)
     greatest = 0.0
     for name, _ in layout.static:
-        of_site = correlations[layout.entries((name,))]
+        of_site = of_entries[layout.entries((name,))]
         chance = tuning.WARM_UP.by_chance / max(len(of_site) * len(layout.static), 1)
         errors = -float(special.ndtri(chance))
         limit = tuning.WARM_UP.memory + errors / math.sqrt(len(after))

@@ -32,7 +32,7 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.networks import Network, generator_states
+from composeprob.factors.networks import Network, no_random_numbers
 from composeprob.json_data import JSON, JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.schedule import Noise
@@ -157,16 +157,16 @@ def _draw_data(
     recipe: Recipe, key: Array, n: int
 ) -> tuple[Float[Array, "n ..."], dict[str, Array]]:
     """Draw n events and their conditions, which are empty where data have none."""
-    generators = generator_states()
-    drawn: Any = recipe.data(key, n)
-    if generators != generator_states():
-        raise InvalidValueError(
-            "The data of a training recipe draw random numbers of NumPy or Python, "
-            "which would be drawn once: the function is compiled.",
-            fix="draw by the key, jax.random.normal(key, (n, 2)); of a set of events "
-            "take events[jax.random.randint(key, (n,), 0, len(events))].",
-        )
-    events, conditions = drawn if isinstance(drawn, tuple) else (drawn, {})
+    with no_random_numbers(
+        "The data function of a training recipe",
+        InvalidValueError,
+        "draw by the key, jax.random.normal(key, (n, 2)); of a set of events take "
+        "events[jax.random.randint(key, (n,), 0, len(events))].",
+    ):
+        events: Any = recipe.data(key, n)
+    conditions: Any = {}
+    if isinstance(events, tuple):
+        events, conditions = events
     if not isinstance(conditions, Mapping):
         raise WrongTypeError(
             "The data of a training recipe returned a pair whose second part is no "

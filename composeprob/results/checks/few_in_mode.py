@@ -36,7 +36,7 @@ class FewInMode(Check):
         "the share of a separated mode rests on copies of fewer than eight effective "
         "ancestors; than three, where exponents grow by tracked log-densities and "
         "chains did not move at level 0; unless as great a share of the other chains "
-        "has no more, and all have five"
+        "has fewer than that too, and all together have five"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
     unless_said = True

@@ -755,6 +755,15 @@ def test_programs_are_pickled_by_name_and_densities_and_results_are_copied(resul
         np.testing.assert_array_equal(copied(result)["x"], result["x"])
 
 
+def test_numbers_that_python_reads_as_such_are_no_mistake(result):
+    """A position of whole numbers, an estimate of one number, a schedule's length."""
+    whole = DENSITY.score({"x": jnp.ones(2, jnp.int32)}, 0)["x"]
+    np.testing.assert_array_equal(whole, DENSITY.score({"x": jnp.ones(2)}, 0)["x"])
+    assert len(SCHEDULE) == SCHEDULE.num_levels
+    estimate = result.mean(lambda s: s["x"][0])
+    assert float(estimate) == estimate.value
+
+
 @pytest.mark.parametrize(("kind", "call"), rows(MISTAKES))
 def test_is_answered_with_the_line_and_a_way_out(
     kind, call, result, nothing_is_compiled

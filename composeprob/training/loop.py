@@ -28,7 +28,7 @@ from jaxtyping import Float, Int, PyTree
 from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
-from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError, NetworkError, WrongTypeError
 from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
@@ -50,6 +50,10 @@ from composeprob.training.recipe import (
     Loss,
     Recipe,
 )
+
+# Events that are looked at where weights are not finite: they decide the words of an
+# error alone.
+EXAMPLE_EVENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -550,8 +554,10 @@ def train(
 
     Raises:
         LoadError: the checkpoint belongs to another recipe or key.
-        NetworkError: data or a network of another form; a network's output that does
-            not fit the parameterization.
+        NetworkError: data or a network of another form, or without weights; a network's
+            output that does not fit the parameterization.
+        InvalidValueError: weights that are not finite any more; the last checkpoint has
+            those from before.
     """
     check_key(key)
     # Data of another form are refused here, before anything is compiled.
@@ -561,6 +567,13 @@ def train(
     network = eqx.filter_jit(recipe.untrained)(network_key)
     if start is not None:
         network = start(network)
+    if not jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)):
+        raise NetworkError(
+            f"The network of the recipe, {type(network).__name__}, has no weights to "
+            "train.",
+            fix="let network(key) return an Equinox module, or a Flax module with its "
+            "variables.",
+        )
     advance = make_advance(recipe, network, run_key)
     first = initial(recipe, network)
     checkpoints = None
@@ -609,6 +622,7 @@ def segments(
             count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
             state = jax.block_until_ready(advance(state, np.int32(count)))
+            check_weights(recipe, state)
             if steps is None:
                 # The first call is mostly compilation, so its time says nothing of the
                 # pace.
@@ -621,6 +635,37 @@ def segments(
             recent = np.asarray(state.loss)[max(0, done - 100) : done]
             bar.update(done, loss=recent.mean())
             yield state
+
+
+def check_weights(recipe: Recipe | MaskedRecipe, state: State) -> None:
+    """Stop a training whose weights are not finite any more: they stay so.
+
+    Raises:
+        InvalidValueError: such weights; it says whether data are the cause. Checkpoints
+            keep the state from before.
+    """
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(state.parameters)]
+    if all(np.isfinite(leaf).all() for leaf in weights):
+        return
+    done = int(state.step)
+    finite = np.isfinite(np.asarray(state.loss)[:done])
+    step = int(np.argmin(finite)) if not finite.all() else done - 1
+    found = f"The weights of the network are not finite from step {step} of training on"
+    drawn = jax.jit(lambda key: recipe.data(key, EXAMPLE_EVENTS))(jax.random.key(0))
+    wrong = np.zeros(EXAMPLE_EVENTS, bool)
+    for leaf in jax.tree.leaves(drawn):
+        rows = np.asarray(leaf).reshape(EXAMPLE_EVENTS, -1)
+        wrong |= ~np.isfinite(rows).all(axis=1)
+    if wrong.any():
+        raise InvalidValueError(
+            f"{found}: {wrong.sum()} of {EXAMPLE_EVENTS:,} events of the data hold "
+            "numbers that are not finite.",
+            fix="leave such events out of the data.",
+        )
+    raise InvalidValueError(
+        f"{found}, though the data are.",
+        fix=f"train with a smaller learning_rate; there it is {recipe.rate(step):.3g}.",
+    )
 
 
 def finish(

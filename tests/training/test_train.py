@@ -313,3 +313,21 @@ def test_recipes_that_cannot_be_trained():
         lambda: train(tiny(data=five), KEY),
         NetworkError,
     )
+
+
+def test_training_stops_where_weights_are_not_finite_any_more():
+    values = NORMAL.sample(KEY, (100,)).at[7].set(jnp.nan)
+
+    def holed(key, n):
+        return values[jax.random.randint(key, (n,), 0, len(values))]
+
+    refused(lambda: train(tiny(data=holed), KEY), InvalidValueError, "of the data")
+    steep = tiny(learning_rate=lambda iterations: optax.constant_schedule(1e30))
+    refused(lambda: train(steep, KEY), InvalidValueError, "step", "smaller")
+
+
+def test_a_network_without_weights_is_not_trained():
+    def minus(x, log_snr):
+        return -x
+
+    refused(lambda: train(tiny(network=lambda key: minus), KEY), NetworkError)

@@ -1,7 +1,7 @@
 """The public names. This is the only module where both halves of the hourglass meet."""
 
 from composeprob import errors, metrics, training
-from composeprob.arguments import add_call_errors, with_call_errors
+from composeprob.arguments import add_errors_of_calls
 from composeprob.calibration import calibrate, calibrated
 from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
@@ -124,16 +124,4 @@ __all__ = [
     "zoo",
 ]
 
-# Calls with arguments that a public function does not take raise a `WrongTypeError`
-# that shows its arguments.
-for _names, _namespace in (
-    (__all__, globals()),
-    (metrics.__all__, vars(metrics)),
-    (training.__all__, vars(training)),
-):
-    for _name in _names:
-        _public = _namespace[_name]
-        if isinstance(_public, type):
-            add_call_errors(_public)
-        elif callable(_public):
-            _namespace[_name] = with_call_errors(_public)
+add_errors_of_calls(globals(), __all__)

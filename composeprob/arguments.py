@@ -8,9 +8,9 @@ import functools
 import inspect
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,22 @@ class NotPickled:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self.__copy__()
+
+
+def add_errors_of_calls(namespace: dict[str, Any], names: Iterable[str]) -> None:
+    """Let calls of public functions and classes of a module, with arguments that they
+    do not take, raise a `WrongTypeError` that shows their arguments.
+
+    Args:
+        namespace: of the module.
+        names: the public ones.
+    """
+    for name in names:
+        public = namespace[name]
+        if isinstance(public, type):
+            add_call_errors(public)
+        elif callable(public):
+            namespace[name] = with_call_errors(public)
 
 
 def add_call_errors(public: type) -> None:

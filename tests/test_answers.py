@@ -245,6 +245,8 @@ def test_a_network_that_is_wrong_at_all_levels_is_no_network_of_too_little_noise
 def test_public_names_are_listed_and_nothing_else():
     shown = {name for name in dir(cp) if not name.startswith("__")}
     assert shown == set(cp.api.__all__)
+    assert dir(cp.metrics) == sorted(cp.metrics.__all__)
+    assert dir(cp.training) == sorted(cp.training.__all__)
 
 
 def test_help_and_signature_of_infer_rank_arguments_alike():

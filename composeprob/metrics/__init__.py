@@ -8,6 +8,7 @@ no program.
 
 from typing import TYPE_CHECKING, NoReturn
 
+from composeprob.arguments import add_errors_of_calls
 from composeprob.density.learned_scores import curl, fokker_planck
 from composeprob.errors import unknown_name
 from composeprob.metrics.distances import (
@@ -44,6 +45,14 @@ __all__ = [
     "total_variation",
     "wasserstein",
 ]
+
+add_errors_of_calls(globals(), __all__)
+
+
+def __dir__() -> list[str]:
+    """Public names, without this module's imports and submodules."""
+    return sorted(__all__)
+
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
 

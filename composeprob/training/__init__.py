@@ -7,6 +7,7 @@ makes the zoo of this lies in ``models/making.py``. May import everything but `a
 
 from typing import TYPE_CHECKING, NoReturn
 
+from composeprob.arguments import add_errors_of_calls
 from composeprob.errors import unknown_name
 from composeprob.training.conditionals import misfit_of_mixture
 from composeprob.training.distil import Distilled, Flow, distil
@@ -46,6 +47,14 @@ __all__ = [
     "score_errors",
     "train",
 ]
+
+add_errors_of_calls(globals(), __all__)
+
+
+def __dir__() -> list[str]:
+    """Public names, without this module's imports and submodules."""
+    return sorted(__all__)
+
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
 

@@ -1,15 +1,22 @@
-"""User code that needs a concrete number while it is traced: JAX's error in the user's
-terms."""
+"""Functions and classes of users that the library calls: mistakes in them, in the
+user's terms."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
-from composeprob.errors import NetworkError, caller, is_library
+from composeprob.errors import (
+    ComposeProbError,
+    NetworkError,
+    WrongTypeError,
+    caller,
+    is_library,
+)
 
 Returned = TypeVar("Returned")
 NOT_CONCRETE = (
@@ -85,25 +92,54 @@ def requested_by_library(error: Exception) -> bool:
     return bool(callers) and callers[-1].startswith("composeprob.")
 
 
+def is_own(part: object) -> bool:
+    """Return whether an object is of a class that a user wrote."""
+    return not type(part).__module__.startswith("composeprob.")
+
+
 def called(
-    who: str, how: str, call: Callable[[], Returned], fix: str, advice: str = ""
+    who: str,
+    how: str,
+    call: Callable[[], Returned],
+    fix: str,
+    advice: str = "",
+    error: type[ComposeProbError] = NetworkError,
 ) -> Returned:
     """Call a user's function ``who`` as ``how``.
 
-    Raise a `NetworkError` with ``fix`` where it cannot be called so, or with ``advice``
+    Raise an ``error`` with ``fix`` where it cannot be called so, or with ``advice``
     where it needs the number of a traced value.
     """
     try:
         return call()
-    except NOT_CONCRETE as error:
-        request = number_request(error)
-        raise NetworkError(
+    except NOT_CONCRETE as cause:
+        request = number_request(cause)
+        raise error(
             f"{who} {request.operation} a value that is known only in compiled code: "
-            "the event, the level or a condition.",
+            "one of its arguments.",
             where=request.where,
             fix=request.fix + advice,
-        ) from error
-    except Exception as error:
-        raise NetworkError(
-            f"{who} cannot be called as {how}: {type(error).__name__}: {error}", fix=fix
-        ) from error
+        ) from cause
+    except Exception as cause:
+        raise error(
+            f"{who} cannot be called as {how}: {type(cause).__name__}: {cause}", fix=fix
+        ) from cause
+
+
+def array_from(who: str, how: str, call: Callable[[], Any], shape: Any) -> Any:
+    """Call a method of a user's class, and return the array of this shape that it
+    returns; refuse anything else."""
+    one = "a number" if shape == () else f"an array of shape {shape}"
+    fix = f"return {one}."
+    returned = called(who, how, call, fix, error=WrongTypeError)
+    if isinstance(returned, (bool, int, float, np.generic)):
+        returned = np.asarray(returned)
+    found = getattr(returned, "shape", None)
+    if found is None:
+        kind = "None" if returned is None else f"a {type(returned).__name__}"
+        raise WrongTypeError(f"{who} returns {kind} from {how}.", fix=fix)
+    if found != shape:
+        raise WrongTypeError(
+            f"{who} returns an array of shape {found} from {how}.", fix=fix
+        )
+    return returned

@@ -4,15 +4,19 @@ sees of the noised sites."""
 from __future__ import annotations
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from composeprob.compiler.tempering import Tempering
 from composeprob.compiler.trace import Sites
+from composeprob.errors import InvalidValueError
 from composeprob.language.interpret import Statement
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import array_from, is_own
 
 
 class Evaluated(eqx.Module):
@@ -57,7 +61,12 @@ class Evaluated(eqx.Module):
     def power(self, schedule: Schedule, noise: Noise) -> Array:
         """The policy's power γ_k; 1 at level 0, the posterior that the program
         promises."""
-        above = self.policy.power(schedule, noise)
+        above = array_from(
+            f"The annealing policy '{self.policy}'",
+            "power(schedule, noise)",
+            lambda: self.policy.power(schedule, noise),
+            (),
+        )
         return jnp.where(noise.index == 0, 1.0, above)
 
     def __call__(
@@ -75,3 +84,23 @@ class Evaluated(eqx.Module):
             else:
                 total = total + self.power(schedule, noise) * log_likelihood
         return total
+
+
+def check_powers(term: Evaluated, schedule: Schedule) -> None:
+    """Refuse a policy of a user's own whose powers are negative or not finite at some
+    level."""
+    if not is_own(term.policy):
+        return
+
+    def of_level(level: Array) -> Array:
+        return term.power(schedule, schedule.at(level))
+
+    powers = np.asarray(jax.vmap(of_level)(jnp.arange(schedule.num_levels)))
+    wrong = np.flatnonzero(~((powers >= 0) & (powers < np.inf)))
+    if len(wrong):
+        level = wrong[0]
+        raise InvalidValueError(
+            f"The annealing policy '{term.policy}' raises the likelihood to the power "
+            f"{powers[level]:.3g} at level {level}.",
+            fix="return 0 or a positive, finite number from power(schedule, noise).",
+        )

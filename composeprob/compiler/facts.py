@@ -14,7 +14,7 @@ import numpy as np
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, prior_of
-from composeprob.compiler.evaluated import Evaluated
+from composeprob.compiler.evaluated import Evaluated, check_powers
 from composeprob.compiler.linearity import Kind, Value
 from composeprob.compiler.tempering import Tempering, tempering
 from composeprob.compiler.top import unrolled
@@ -68,7 +68,10 @@ class Facts:
         """The likelihood at what the policy sees, to the policy's power."""
 
         def join(policy: Policy, names: tuple[str, ...], facts: Facts) -> Evaluated:
-            return Evaluated(policy, names, network_free)
+            term = Evaluated(policy, names, network_free)
+            if facts.graph.levels is not None:
+                check_powers(term, facts.graph.levels)
+            return term
 
         return Bound(policy, join)
 

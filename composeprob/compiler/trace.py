@@ -42,11 +42,6 @@ from composeprob.compiler.discrete import Summed
 from composeprob.compiler.evidence import of_one_member
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.errors import ComposeProbError, ProgramError
-from composeprob.factors.concrete import (
-    NOT_CONCRETE,
-    number_request,
-    requested_by_library,
-)
 from composeprob.factors.equations import (
     Evaluation,
     Fact,
@@ -72,6 +67,11 @@ from composeprob.language.interpret import (
     unwrap,
 )
 from composeprob.settings import once_a_call, usual
+from composeprob.user_code import (
+    NOT_CONCRETE,
+    number_request,
+    requested_by_library,
+)
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]
 """``(args, kwargs)`` of a program."""

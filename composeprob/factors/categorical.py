@@ -32,7 +32,6 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from composeprob.factors import show
-from composeprob.factors.concrete import called
 from composeprob.factors.factor import Factor, LeafFactor, Traits, is_factor
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.nodes import walk
@@ -44,6 +43,7 @@ from composeprob.factors.uniform_noise import (
 )
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import called
 
 NO_LEVELS = Schedule.from_arrays([1.0], [1.0])
 """Stands for the levels of factors that have none: a categorical site's are its

@@ -17,7 +17,6 @@ from composeprob.errors import (
     ShapeError,
 )
 from composeprob.factors.categorical import CategoricalClassifier, token_arguments
-from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.factor import (
     Factor,
@@ -29,6 +28,7 @@ from composeprob.factors.factor import (
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import called
 
 
 class Classifier(LeafFactor, metaclass=OrOfTokens):

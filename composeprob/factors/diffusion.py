@@ -22,7 +22,6 @@ from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.concrete import called
 from composeprob.factors.factor import (
     LeafFactor,
     Levels,
@@ -33,6 +32,7 @@ from composeprob.factors.factor import (
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import called
 
 
 # The energy E of the output s and the event x, log f = −E/σ (Du et al. 2023): a scalar,

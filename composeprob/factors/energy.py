@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.categorical import CategoricalEnergy, token_arguments
-from composeprob.factors.concrete import called
 from composeprob.factors.equations import calls_host
 from composeprob.factors.factor import (
     Factor,
@@ -26,6 +25,7 @@ from composeprob.factors.factor import (
 from composeprob.factors.networks import as_network
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import called
 
 LogDensity = Callable[[Array, Array], ArrayLike]
 """(x, level) → log f up to a constant, a scalar."""

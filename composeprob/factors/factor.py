@@ -33,9 +33,9 @@ from composeprob.errors import (
     unknown_name,
 )
 from composeprob.factors import show
-from composeprob.factors.concrete import called
 from composeprob.factors.values import as_condition, refuse, refused
 from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
+from composeprob.user_code import called, is_own
 
 
 class Factor(eqx.Module):
@@ -302,7 +302,7 @@ class LeafFactor(Factor):
                 shape.
             ConditionError: a condition is missing.
         """
-        if not type(self).__module__.startswith("composeprob."):
+        if is_own(self):
             self._check_own()
 
     def _check_own(self) -> None:

@@ -264,7 +264,10 @@ class Kernel(eqx.Module, Generic[State]):
             A trajectory of the same structure, shapes and precisions, and the point of
                 the next evaluation.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has several evaluations a step, and overrides "
+            "neither `advance` nor `step`"
+        )
 
     def finish(
         self, trajectory: PyTree[Array], evaluation: Evaluation
@@ -274,7 +277,9 @@ class Kernel(eqx.Module, Generic[State]):
         Returns:
             The next state and its `Info`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} overrides neither `finish` nor `step`"
+        )
 
     def step(
         self,

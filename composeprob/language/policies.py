@@ -14,6 +14,7 @@ from composeprob import tuning
 from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError
 from composeprob.renamed import warn_renamed
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import array_from
 
 Sites: TypeAlias = dict[str, Array]
 T = TypeVar("T")
@@ -95,12 +96,23 @@ class Policy:
         """
         if self.sees_clean:
             return None
-        above = {name: self.seen(x, means[name], noise) for name, x in xs.items()}
+        above = {}
+        for name, x in xs.items():
+            above[name] = self._seen(name, x, means[name], noise)
         if self.takes_levels:
             return above
         return {
             name: jnp.where(noise.index == 0, clean[name], above[name]) for name in xs
         }
+
+    def _seen(self, name: str, x: Array, mean: Array, noise: Noise) -> Array:
+        """What `seen` returns, which is a value of the site."""
+        return array_from(
+            f"The annealing policy '{self}'",
+            f"seen(x, mean, noise) for the site {name!r}",
+            lambda: self.seen(x, mean, noise),
+            x.shape,
+        )
 
     def of_level(self, name: str, function: Callable[[Array], T], level: Array) -> T:
         """The value of a user's function of the level; only a policy that takes levels

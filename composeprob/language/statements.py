@@ -23,11 +23,11 @@ from composeprob.errors import (
     WrongTypeError,
     a_kind,
 )
-from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.factor import Factor, is_factor
 from composeprob.language.checks import mismatch
 from composeprob.language.policies import POLICIES, Policy, as_policy
+from composeprob.user_code import NOT_CONCRETE, number_request
 
 LEVEL = "composeprob.level"
 Message = dict[str, Any]

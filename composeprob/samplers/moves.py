@@ -36,6 +36,7 @@ from composeprob.kernels.step_size import (
 )
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.own_kernels import check_own_kernels
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread
 from composeprob.schedule import Noise
@@ -214,7 +215,9 @@ class Transitions(eqx.Module):
                 block = dataclasses.replace(block, entries=range(layout.size))
             blocks.append(block)
             kernels.append(_resolved_kernel(part, block, sites, layout, density))
-        return cls(FlatGibbs(kernels, blocks, by_sites.backwards), count, layout)
+        moves = cls(FlatGibbs(kernels, blocks, by_sites.backwards), count, layout)
+        check_own_kernels(moves, density)
+        return moves
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -10,16 +10,22 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, UInt32
 
+from composeprob.errors import WrongTypeError
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.renamed import former_names, warn_renamed
 from composeprob.samplers.random import threefry
+from composeprob.user_code import array_from
 
 FORMER_METHODS = {"due": "should_resample", "survivors": "ancestors"}
 """Former names of a `Resampler`'s methods, with those that they have now."""
+
+# Any number would do: it says how many chains a rule of a user's is traced with.
+EXAMPLE_CHAINS = 16
 
 
 class Resampler(eqx.Module):
@@ -52,6 +58,33 @@ class Resampler(eqx.Module):
             log_weights: of all chains, (N,): finite or −∞; all are −∞ where every chain
                 is lost.
         """
+
+    def check_own(self) -> None:
+        """Refuse a rule of a user's own class whose methods do not return a boolean,
+        and a chain for the place of each."""
+        name = f"The resampler {type(self).__name__}"
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        level = jax.ShapeDtypeStruct((), jnp.int32)
+        array_from(
+            name,
+            "should_resample(ess, level)",
+            lambda: jax.eval_shape(self.should_resample, number, level),
+            (),
+        )
+        words = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        log_weights = jax.ShapeDtypeStruct((EXAMPLE_CHAINS,), jnp.float32)
+        ancestors = array_from(
+            name,
+            f"ancestors(words, log_weights) of {EXAMPLE_CHAINS} chains",
+            lambda: jax.eval_shape(self.ancestors, words, log_weights),
+            (EXAMPLE_CHAINS,),
+        )
+        if not jnp.issubdtype(ancestors.dtype, jnp.integer):
+            raise WrongTypeError(
+                f"{name} returns ancestors of type {ancestors.dtype}.",
+                fix="return whole numbers: an array .astype(int), or of jnp.argmax, "
+                "jnp.searchsorted and the like.",
+            )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

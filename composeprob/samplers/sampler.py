@@ -39,6 +39,7 @@ from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
 from composeprob.samplers.weights import Weights, as_weights
+from composeprob.user_code import is_own
 
 
 class DrawCost(NamedTuple):
@@ -502,7 +503,7 @@ class SMC(Sampler):
         super().__init__(
             moved_by,
             int(steps_per_level),
-            rule.reverse_step(step),
+            reverse_step_of(rule, step),
             rule,
             as_resampler(resample),
             as_finishers(then),
@@ -766,7 +767,27 @@ def check_kernel(
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_count(steps_per_level, "steps_per_level")
+    if kernel is not None and not isinstance(kernel.requires, frozenset):
+        raise WrongTypeError(
+            f"The kernel {type(kernel).__name__} requires {kernel.requires!r}, which "
+            "is no frozenset.",
+            fix='write requires = frozenset({"energy"}), or {"score"} for a kernel '
+            "that follows scores.",
+        )
     return kernel
+
+
+def reverse_step_of(rule: Weights, given: ReverseStep | None) -> ReverseStep | None:
+    """Return the step that weights choose; refuse anything else that a user's weights
+    return."""
+    step = rule.reverse_step(given)
+    if step is None or isinstance(step, ReverseStep):
+        return step
+    raise WrongTypeError(
+        f"The rule of weights {type(rule).__name__} returns {step!r} from "
+        "reverse_step(given).",
+        fix="return a cp.ReverseStep, or None for no step.",
+    )
 
 
 def as_resampler(resample: object) -> Resampler:
@@ -777,5 +798,7 @@ def as_resampler(resample: object) -> Resampler:
             fix=f"write {resample.__name__}().",
         )
     if isinstance(resample, Resampler):
+        if is_own(resample):
+            resample.check_own()
         return resample
     return Resample(resample)  # type: ignore[arg-type]  # it refuses all but numbers

@@ -29,6 +29,7 @@ from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, normals, stream
 from composeprob.samplers.step import Backward, ReverseStep, Step, within
 from composeprob.schedule import Noise
+from composeprob.user_code import array_from
 
 
 class Passage(NamedTuple):
@@ -163,7 +164,12 @@ class Weights(eqx.Module):
 
     def increment(self, passage: Passage) -> Increment:
         """Return what one chain gains by a passage; −∞ where the density was 0."""
-        gain = self.gained(passage)
+        gain = array_from(
+            f"The rule of weights {type(self).__name__}",
+            "gained(passage)",
+            lambda: self.gained(passage),
+            (),
+        )
         # A chain that was at a zero has no weight left: its increment would be −∞/−∞.
         log_weight = jnp.where(passage.before.zero, -jnp.inf, gain)
         return Increment(log_weight, jnp.zeros(()))

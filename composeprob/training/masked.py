@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int, Key
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.categorical import MaskedDiffusion
-from composeprob.factors.concrete import called
 from composeprob.training.recipe import Optimised
+from composeprob.user_code import called
 
 
 class MaskedBatch(NamedTuple):

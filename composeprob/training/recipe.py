@@ -16,10 +16,10 @@ from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.extras import needed
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import ENERGIES, Diffusion, Encoder
 from composeprob.factors.networks import Network, as_network
 from composeprob.schedule import Noise, Schedule
+from composeprob.user_code import called
 
 if TYPE_CHECKING:
     import optax

@@ -731,6 +731,9 @@ MISTAKES = {
         "an energy that rises": lambda: cp.compile(
             both, F, energy(lambda x, k: 100 * x @ x, top_power=0.0)
         ),
+        "an energy that rises beside a score": lambda: cp.compile(
+            both, network(), energy(lambda x, k: 1e4 * x @ x, top_power=0.0)
+        ),
     },
     AlignmentError: {
         "factors that cannot be aligned": compiled(both, of_levels(10), of_levels(7)),
@@ -994,6 +997,8 @@ def test_what_resembles_a_mistake_and_is_none():
     assert cp.compile(equal, normal()).graph.observations[0].depends_on == {"x"}
     for log_weight in (lambda x: 20 * x[0], lambda x: 0.4 * x @ x):
         assert weighed(log_weight)()
+        bounded = energy(lambda x, k, of=log_weight: of(x), top_power=0.0)
+        assert cp.compile(both, network(), bounded)
 
 
 def test_where_functions_do_not_rise_nothing_else_is_evaluated(monkeypatch):

@@ -40,7 +40,7 @@ from composeprob.compiler.expressions import project
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position, over_chains
-from composeprob.density.points import log_densities
+from composeprob.density.points import integrated, log_densities, slopes
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians
@@ -463,7 +463,12 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
             )
     if not _improper(potentials, all(energies)).any():
         return
-    values = log_densities(density, positions).reshape(shape)
+    if "energy" in density.capabilities:
+        values = log_densities(density, positions).reshape(shape)
+    else:
+        outwards = _positions(density, graph, rays, (1.0,) * len(radii))
+        along = slopes(density, positions, outwards).reshape(shape)
+        values = integrated(along, noise * np.diff(radii)[:, None])
     improper = _improper(values, all(energies))
     if not improper.any():
         return
@@ -474,8 +479,8 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     end = noise * radii[-1]
     raise ImproperError(
         f"The log-density is unbounded or flat along a direction in {site.name!r}, so "
-        f"it cannot be normalised: log π at level 0 is {values[0, worst]:.3g} at a "
-        f"distance of {start:.3g}, and {values[-1, worst]:.3g} at {end:.3g}.",
+        f"it cannot be normalised: from a distance of {start:.3g} to {end:.3g} log π "
+        f"at level 0 changes by {values[-1, worst] - values[0, worst]:.3g}.",
         where=site.where,
         fix="check the sign: cp.Energy and cp.factor take log f, which falls far out, "
         "such as −½|x|², or rises more slowly than the other factors fall.",

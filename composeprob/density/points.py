@@ -43,6 +43,14 @@ def log_densities(
     return in_blocks(partial(_of_block, density, jnp.asarray(level)), positions, size)
 
 
+def slopes(
+    density: AnnealedDensity, positions: Position, directions: Position
+) -> Float[np.ndarray, " positions"]:
+    """Derivatives of log π₀ at many positions along a direction each, (M, …) → (M,), by
+    scores alone."""
+    return in_blocks(partial(_slopes, density), (positions, directions))
+
+
 def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndarray]:
     """Return a function for the barrier depths of π₀ between positions, (n, …) each →
     (n,).
@@ -60,13 +68,24 @@ def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndar
             lambda start, end, x: np.resize(end - start, x.shape), a, b, points
         )
         num_segments = len(jax.tree.leaves(a)[0])
-        slopes = in_blocks(partial(_slopes, density), (points, directions))
-        slopes = slopes.reshape(-1, num_segments)
-        # The trapezoidal rule: differences of log π between neighbours on a segment.
-        rises = 0.5 * (slopes[1:] + slopes[:-1]) / (len(slopes) - 1)
-        return _deepest(np.concatenate([0 * slopes[:1], rises]).cumsum(0))
+        along = slopes(density, points, directions).reshape(-1, num_segments)
+        return _deepest(integrated(along, 1 / (len(along) - 1)))
 
     return by_score
+
+
+def integrated(
+    slopes: Float[np.ndarray, "points lines"], gaps: ArrayLike
+) -> Float[np.ndarray, "points lines"]:
+    """Integrals of slopes along lines, from the first point on, by the trapezoidal
+    rule.
+
+    Args:
+        slopes: derivatives at the points of each line.
+        gaps: distances of neighbours, one or (points − 1, 1).
+    """
+    rises = 0.5 * (slopes[1:] + slopes[:-1]) * np.asarray(gaps)
+    return np.concatenate([0 * slopes[:1], rises]).cumsum(0)
 
 
 class Scores(NamedTuple):

@@ -792,6 +792,9 @@ class _Shares(NamedTuple):
     shift: float = 0.1
     # Probability that the path weights of right chains are flagged as uneven.
     by_chance: float = 1e-6
+    # Probability that the halves of right chains, whose global moves are fitted to one
+    # another, are said to differ.
+    halves_by_chance: float = 1e-4
     # Groups by k-means over which mean log W is regressed: it need not be linear in x.
     groups: int = 20
     # Chains for each direction or group of this regression.

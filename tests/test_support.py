@@ -11,10 +11,11 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
-from composeprob.results import support
+from composeprob.results import shares, support
 from composeprob.results.chains import Chains
 from composeprob.results.geometry import components, neighbours
 from composeprob.results.support import alike, effective
+from composeprob.samplers.finishers import GaussianMixture
 from composeprob.samplers.funnels import FunnelMoves
 from messages import check_finding
 from sampling_cases import both, learned, modes, single, squared
@@ -210,6 +211,70 @@ def test_chains_that_global_moves_lead_across_have_no_finding():
     share = 1 / (1 + 0.3 / 0.1)
     assert abs(on_the_left(result) - share) < 4 * np.sqrt(share * (1 - share) / 64)
     assert result.status.ok
+
+
+class OneWide(cp.GlobalMoves):
+    """Global moves of which the first half's are drawn from one Gaussian."""
+
+    def adapt(self, points, density):
+        middle = len(points) // 2
+        first, second = points[:middle], points[middle:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tuning, "MIXTURE", tuning.MIXTURE._replace(components=(1,)))
+            one = GaussianMixture.fitted(second, first)
+        return GaussianMixture.beside(one, GaussianMixture.fitted(first, second))
+
+
+def test_moves_that_leave_half_of_the_chains_in_their_modes_support_no_share():
+    """A wide mode and a narrow one, squared, with no barrier between them that is deep
+    enough for four numbers. One Gaussian does not lead into the narrow mode, so that
+    the first half keeps shares of noisy levels: 0.36 ± 0.06 for 0.05 had status OK."""
+    wide_and_narrow = modes(
+        [0.79, 0.21], [jnp.full(4, -0.78), jnp.full(4, 0.7)], [0.81, 0.2]
+    )
+    density = cp.compile(squared, cp.Analytic(wide_and_narrow, LEVELS))
+
+    step = cp.ReverseStep(control="none")
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step, then=OneWide(20))
+    named = 0
+    said = set()
+    for key in range(8):
+        result = cp.infer(
+            density,
+            jax.random.key(key),
+            num_chains=64,
+            sampler=sampler,
+            progress=False,
+        )
+        assert on_the_left(result) > 0.15
+        named += result.status.has("shares_frozen")
+        said |= {text.split(",")[0] for _, text in result.status.findings}
+    assert named >= 6  # 2 of 8 without these two questions
+    # By what the halves differ in, and by a barrier, which the second half crosses.
+    assert "The two halves of the chains" in said
+    assert any(text.startswith("The chains lie in 2 groups") for text in said)
+
+
+def test_halves_of_one_law_seldom_differ_and_halves_of_two_do():
+    rng = np.random.default_rng(0)
+
+    def draws(share, n):
+        sign = np.where(rng.random(n) < share, 1.0, -1.0)
+        return sign[:, None] + np.where(sign > 0, 0.2, 0.6)[:, None] * rng.normal(
+            size=(n, 4)
+        )
+
+    def said(first, second, n=32):
+        points = np.concatenate([draws(first, n), draws(second, n)])
+        return shares.halves_differ({"x": points}, (points**2).sum(1))
+
+    assert sum(bool(said(0.8, 0.8)) for _ in range(1000)) <= 3
+    assert "x[" in said(0.3, 0.97)
+    # Of the same means in all entries, but log π.
+    equal = np.concatenate([rng.normal(size=(60, 2)), 3 * rng.normal(size=(60, 2))])
+    assert "log π" in shares.halves_differ({"x": equal}, -0.5 * (equal**2).sum(1))
+    # Too few chains tell nothing.
+    assert not said(0.0, 1.0, n=8)
 
 
 def test_the_effective_size_and_the_spread_of_weights():

@@ -243,6 +243,43 @@ def largest_difference(
     )
 
 
+def halves_differ(
+    sites: Mapping[str, np.ndarray], log_density: Float[np.ndarray, " chains"] | None
+) -> str:
+    """Say that the means of the two halves of the chains differ, in an entry or in
+    log π; empty where chance may have made the difference.
+
+    Each half's global moves are fitted to the other half. Both have the law of the
+    target if the moves have mixed the modes, and else what their fits happened to be.
+    """
+    from scipy import stats
+
+    points, _, names = rows(sites)
+    if log_density is not None:
+        points = np.column_stack([points, log_density])
+        names = [*names, "log π"]
+    finite = np.isfinite(points).all(axis=1)
+    middle = len(points) // 2
+    first = points[:middle][finite[:middle]]
+    second = points[middle:][finite[middle:]]
+    if min(len(first), len(second)) < tuning.SHARES.fewest:
+        return ""
+    # Welch's test of each mean, at a probability shared among them.
+    found = stats.ttest_ind(first, second, equal_var=False)
+    chances = np.where(np.isnan(found.pvalue), 1.0, found.pvalue)
+    most = int(np.argmin(chances))
+    if chances[most] > tuning.SHARES.halves_by_chance / len(names):
+        return ""
+    return (
+        "The two halves of the chains, whose global moves are fitted to one another, "
+        f"differ: the mean of {names[most]} is {first[:, most].mean():.3g} in one and "
+        f"{second[:, most].mean():.3g} in the other, "
+        f"{abs(found.statistic[most]):.2g} standard errors apart. The moves have not "
+        "mixed what the halves' fits leave out. Try more chains, or cp.SMC with more "
+        "levels."
+    )
+
+
 class Reason(enum.StrEnum):
     """Reasons for wrong mode proportions, each with its remedy."""
 

@@ -38,6 +38,7 @@ class Arrived(Chains):
         paths_known: whether weights of paths were accumulated, or all are equal.
         drawn: whether draws at level 0 were taken.
         globally_moved: whether global moves were made.
+        renewed: whether these moved nearly all chains.
         moved: whether draws or finishers moved the chains at level 0.
         instead_of: what the attempt before ended with, as a clause; empty without.
     """
@@ -49,6 +50,7 @@ class Arrived(Chains):
     paths_known: bool = False
     drawn: bool = False
     globally_moved: bool = False
+    renewed: bool = False
     moved: bool = False
     instead_of: str = ""
 
@@ -58,6 +60,12 @@ class Arrived(Chains):
         theirs: a kernel corrected their way down, and neither draws nor global moves
         followed."""
         return self.has_kernel and not self.drawn and not self.globally_moved
+
+    @property
+    def half_moved(self) -> bool:
+        """True if global moves left many chains where they were: these have the shares
+        that they arrived with, and the others those of the moves' proposals."""
+        return self.globally_moved and not self.renewed
 
     @property
     def reason(self) -> shares.Reason:
@@ -131,7 +139,13 @@ def _of_independent(chains: Arrived) -> Support:
 
     if not defect and chains.density.comparable_modes and kept.log_density is not None:
         defect = shares.unreliable_proportions(kept.positions, kept.log_density)
+    if not defect and chains.globally_moved:
+        defect = shares.halves_differ(chains.positions, chains.log_density)
     enough = worth >= fewest or likely
+    if chains.half_moved:
+        # Path weights are those of places that other chains have left: they tell only
+        # how far off the shares were on arrival.
+        enough = worth >= tuning.SHARES.even * number
     proportions = Proportions(_defects(defect))
     if not (defect or exact or (chains.paths_known and enough)):
         proportions = unsupported
@@ -179,7 +193,9 @@ def _without_lost(
 def _separated(chains: Arrived, unsupported: Proportions) -> str:
     """Say that chains lie in separated modes; empty where they do not."""
     some = chains.chosen(compared_chains(unsupported))
-    return separated_text(chains.density, some.positions, some.arrival, unsupported)
+    # One half of the chains may cross barriers that the other half does not.
+    arrival = None if chains.half_moved else some.arrival
+    return separated_text(chains.density, some.positions, arrival, unsupported)
 
 
 def _defects(text: str) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from composeprob.results.trust import (
     Trust,
     effective_share_of_steps,
     least_effective_ancestors,
+    least_effective_share,
 )
 from composeprob.runtime.own_draws import compared_experts, own_levels, own_scores
 from composeprob.samplers.layout import Layout
@@ -204,7 +205,7 @@ def summarised(
         log_evidence_error=log_evidence_error,
         evaluations=_evaluations(ended),
         levels=later(lambda _: by_level(log_snr, sampler.blocks, records)),
-        reason=state.attempt.why + trust.corrections,
+        reason=state.attempt.why + evidence.correction + trust.corrections,
         about=_about(ended, run, repetition),
         status=later(lambda _: status()),
         trust=trust,
@@ -323,6 +324,8 @@ class Evidence(NamedTuple):
     discretisation: float  # error by the distance of levels, in nats
     missing: float  # nats that the run over every other level found more
     error: float  # standard error, of everything together
+    by_weights: bool = True  # of the levels; False of moves' importance samples
+    correction: str = ""  # a clause for the reason of the run
 
     @classmethod
     def of_run(
@@ -334,6 +337,8 @@ class Evidence(NamedTuple):
         # Before level 0 the evidence is that of a noisier density.
         if ended.arrived and state.sampler.estimates_evidence(state.density):
             value = float(ended.run.log_evidence)
+        if math.isfinite(value) and _collapsed(ended) and not _needs_weights(ended):
+            return cls._of_moves(ended, value)
         discretisation = 0.0
         missing = 0.0
         if state.sampler.check_order is not None and math.isfinite(value):
@@ -357,7 +362,27 @@ class Evidence(NamedTuple):
         noise = math.sqrt(variance)
         entered = float(ended.run.entered)
         error = math.hypot(noise, distance, of_top, unfound, entered)
-        return cls(value, discretisation, missing, error)
+        return cls(value, discretisation, missing, error, math.isfinite(value))
+
+    @classmethod
+    def _of_moves(cls, ended: Ended, by_weights: float) -> Evidence:
+        """The evidence of a run whose weights collapsed before global moves renewed its
+        chains: that of the moves' importance samples, where constants are known.
+
+        What the weights found more, beyond noise, may be a place that the samples miss.
+        """
+        value, variance = _by_importance(ended)
+        missed = 0.0
+        if by_weights > value:
+            noise = variance + float(ended.run.evidence_variance)
+            missed = beyond_noise(by_weights - value, noise)
+        correction = "; the weights of levels had collapsed before the global moves"
+        if math.isfinite(value):
+            correction += ", whose importance samples give the log-evidence"
+        else:
+            correction += ", so that there is no log-evidence"
+        error = math.hypot(math.sqrt(variance), missed)
+        return cls(value, 0.0, 0.0, error, False, correction)
 
 
 def _discretisation(
@@ -434,6 +459,7 @@ def _arrived(ended: Ended) -> Arrived:
         paths_known=paths_known,
         drawn=state.writer.drawn > 0,
         globally_moved=not math.isnan(ended.global_acceptance),
+        renewed=float(ended.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck,
         moved=_is_moved(state),
         instead_of=state.attempt.instead_of,
     )
@@ -482,15 +508,29 @@ def _least(values: Float[np.ndarray, " levels"]) -> float:
     return float(finite.min()) if finite.size else math.nan
 
 
+def _collapsed(ended: Ended) -> bool:
+    """Return whether the weights of a level are worth too few chains, as `FewEffective`
+    asks."""
+    ess = np.asarray(ended.records.ess)
+    least = least_effective_share(len(ended.run.ancestors))
+    return bool(np.min(ess, where=np.isfinite(ess), initial=1.0) < least)
+
+
 def _level_weights_support(ended: Ended, evidence: Evidence) -> bool:
     """Return whether the weights of levels support what is reported.
 
     They do not where global moves made the chains independent of one another, and no
-    evidence is stated. Moves could if at every level enough chains counted to fit the
-    modes.
+    evidence is stated that rests on weights.
     """
-    if math.isfinite(evidence.value):
-        return True
+    return evidence.by_weights or _needs_weights(ended)
+
+
+def _needs_weights(ended: Ended) -> bool:
+    """Return whether samples rest on the weights of levels: unless global moves made
+    the chains independent of one another.
+
+    Moves could if at every level enough chains counted to fit the modes.
+    """
     n = len(ended.run.ancestors)  # without moves few of them have descendants
     distinct = len(np.unique(ended.run.ancestors))
     independent = distinct >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n

@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
@@ -19,7 +20,7 @@ from composeprob.samplers.finishers import (
     renewed_ancestors,
 )
 from refusals import refused
-from sampling_cases import Calls, Counted, both, modes, normal, run, single
+from sampling_cases import Calls, Counted, both, measured, modes, normal, run, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
@@ -209,12 +210,42 @@ def test_where_all_chains_moved_uneven_weights_of_levels_concern_the_evidence_al
     def collapsed(seed, weights, then):
         return descended(seed, weights, then).status.has("weights_collapsed")
 
-    # Without moves; where many chains have not moved; with an evidence; and of 10
-    # chains that know too little of modes.
+    # Without moves; where many chains have not moved; and of 10 chains that know too
+    # little of modes.
     assert collapsed(0, "density", ())
     assert collapsed(0, "density", cp.GlobalMoves(1))
-    assert collapsed(0, "feynman_kac", cp.GlobalMoves(8))
     assert collapsed(3, "density", cp.GlobalMoves(8))
+
+    # An evidence by weights is not stated.
+    by_rate = descended(0, "feynman_kac", cp.GlobalMoves(8))
+    assert by_rate.status.ok
+    assert by_rate.log_evidence is None
+    assert "no log-evidence" in by_rate.reason
+
+
+def test_their_samples_give_the_evidence_where_weights_have_collapsed():
+    """Sharp data on six levels: log N(y; 0, 1 + sd²) of two numbers."""
+    density = cp.compile(
+        measured,
+        normal(jnp.zeros(2), 1.0, cp.Schedule.log_snr(6)),
+        lambda x: dist.Normal(x, 0.1).to_event(1),
+        jnp.array([1.5, -1.0]),
+        "tempered",
+    )
+    kernel = cp.MALA(cp.Adaptive())
+
+    def descended(then):
+        return run(density, chains=1000, sampler=cp.SMC(kernel, 3, then=then))
+
+    alone = descended(())
+    assert alone.status.has("weights_collapsed")
+    assert np.isnan(alone.log_evidence_error)
+    moved = descended(cp.GlobalMoves(8))
+    assert moved.status.ok
+    assert "importance samples" in moved.reason
+    exact = dist.Normal(0.0, 1.01**0.5).log_prob(jnp.array([1.5, -1.0])).sum()
+    assert moved.log_evidence_error < 0.01
+    assert abs(moved.log_evidence - exact) < LIMIT * moved.log_evidence_error
 
 
 def test_they_cost_one_evaluation_each():

@@ -21,8 +21,8 @@ class FewEffective(Check):
     withholds = True
     meaning = (
         "the importance weights of a level were worth less than 5 % of the chains; not "
-        "reported if the run states no evidence and global moves made its chains "
-        "independent afterwards"
+        "reported if global moves made the chains independent afterwards: the evidence "
+        "is then that of their importance samples, or is not stated"
     )
     needs = frozenset({Need.LEVEL_WEIGHTS})
     for_tokens = (

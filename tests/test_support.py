@@ -218,7 +218,8 @@ class OneWide(cp.GlobalMoves):
 
     def adapt(self, points, density):
         middle = len(points) // 2
-        first, second = points[:middle], points[middle:]
+        first = points[:middle]
+        second = points[middle:]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tuning, "MIXTURE", tuning.MIXTURE._replace(components=(1,)))
             one = GaussianMixture.fitted(second, first)

@@ -205,15 +205,39 @@ def _controlled(samples: _Samples, moments: Float[np.ndarray, "n k"]) -> _Contro
     functions = _functions(samples)
     if functions is None:
         return _each_alone(samples, moments)
-    centred = samples.centred(functions)
-    scale = np.sqrt(samples.weights @ centred**2)
-    scale = np.where(scale > 0, scale, 1.0)
-    roots = np.sqrt(samples.weights)[:, None]
-    basis, sizes, axes = np.linalg.svd(roots * centred / scale, full_matrices=False)
+    scale = np.sqrt(samples.weights @ samples.centred(functions) ** 2)
+    functions = functions / np.where(scale > 0, scale, 1.0)
+    # Each half of the ancestors has the coefficients of the other half: those of its
+    # own would fit what chance has made of the few samples of a light mode.
+    controls = np.zeros_like(moments)
+    directions = 0
+    for half in (0, 1):
+        mine = samples.ancestors % 2 == half
+        loadings, fitted = _fitted(
+            functions[~mine], moments[~mine], samples.weights[~mine]
+        )
+        controls[mine] = functions[mine] @ loadings
+        directions = max(directions, fitted)
+    return _Controlled(
+        samples.weights @ controls, samples.centred(controls), directions
+    )
+
+
+def _fitted(
+    functions: Float[np.ndarray, "m q"],
+    moments: Float[np.ndarray, "m k"],
+    weights: Float[np.ndarray, " m"],
+) -> tuple[Float[np.ndarray, "q k"], int]:
+    """Return the coefficients of moments by least squares on centred functions, and the
+    number of directions that these have."""
+    weights = weights / weights.sum()
+    roots = np.sqrt(weights)[:, None]
+    centred = roots * (functions - weights @ functions)
+    basis, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     kept = sizes > 1e-4 * sizes[0]
-    loadings = (axes[kept].T / sizes[kept]) @ (basis[:, kept].T @ (roots * moments))
-    means = (samples.weights @ functions) / scale
-    return _Controlled(means @ loadings, centred / scale @ loadings, int(kept.sum()))
+    moments = roots * (moments - weights @ moments)
+    loadings = (axes[kept].T / sizes[kept]) @ (basis[:, kept].T @ moments)
+    return loadings, int(kept.sum())
 
 
 def _functions(samples: _Samples) -> Float[np.ndarray, "n k"] | None:

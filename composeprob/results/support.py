@@ -38,7 +38,9 @@ class Arrived(Chains):
         paths_known: whether weights of paths were accumulated, or all are equal.
         drawn: whether draws at level 0 were taken.
         globally_moved: whether global moves were made.
-        renewed: whether these moved nearly all chains.
+        half_moved: whether these left many chains where they were: such chains have
+            the shares that they arrived with, and the others those of the moves'
+            proposals.
         moved: whether draws or finishers moved the chains at level 0.
         instead_of: what the attempt before ended with, as a clause; empty without.
     """
@@ -50,7 +52,7 @@ class Arrived(Chains):
     paths_known: bool = False
     drawn: bool = False
     globally_moved: bool = False
-    renewed: bool = False
+    half_moved: bool = False
     moved: bool = False
     instead_of: str = ""
 
@@ -60,12 +62,6 @@ class Arrived(Chains):
         theirs: a kernel corrected their way down, and neither draws nor global moves
         followed."""
         return self.has_kernel and not self.drawn and not self.globally_moved
-
-    @property
-    def half_moved(self) -> bool:
-        """True if global moves left many chains where they were: these have the shares
-        that they arrived with, and the others those of the moves' proposals."""
-        return self.globally_moved and not self.renewed
 
     @property
     def reason(self) -> shares.Reason:

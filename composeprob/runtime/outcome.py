@@ -40,6 +40,7 @@ from composeprob.results.trust import (
     least_effective_share,
 )
 from composeprob.runtime.own_draws import compared_experts, own_levels, own_scores
+from composeprob.samplers.finishers import GlobalMoves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
@@ -459,10 +460,22 @@ def _arrived(ended: Ended) -> Arrived:
         paths_known=paths_known,
         drawn=state.writer.drawn > 0,
         globally_moved=not math.isnan(ended.global_acceptance),
-        renewed=float(ended.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck,
+        half_moved=_is_half_moved(ended),
         moved=_is_moved(state),
         instead_of=state.attempt.instead_of,
     )
+
+
+def _is_half_moved(ended: Ended) -> bool:
+    """Return whether one round of global moves left many chains where they were.
+
+    In rounds that take turns with other moves, all chains have another turn, and are
+    asked what they remember.
+    """
+    finishers = ended.state.sampler.finishers
+    in_one_round = any(isinstance(each, GlobalMoves) for each in finishers)
+    renewed = float(ended.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck
+    return in_one_round and not renewed
 
 
 def _trust(

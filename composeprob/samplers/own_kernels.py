@@ -161,17 +161,17 @@ class _OneTransition:
             )
 
 
-def _numbers(shapes: PyTree[Any]) -> PyTree[Array]:
+def _numbers(shapes: PyTree) -> PyTree[Array]:
     """Arrays of these shapes."""
     return jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
 
 
-def _shapes(tree: PyTree[Any]) -> tuple[Any, list[Any]]:
+def _shapes(tree: PyTree) -> tuple[object, list[object]]:
     leaves, structure = jax.tree.flatten(tree)
     return structure, [getattr(leaf, "shape", None) for leaf in leaves]
 
 
-def _forms(tree: PyTree[Any]) -> tuple[Any, list[Any]]:
+def _forms(tree: PyTree) -> tuple[object, list[object]]:
     structure, shapes = _shapes(tree)
     return structure, [*shapes, *(leaf.dtype for leaf in jax.tree.leaves(tree))]
 

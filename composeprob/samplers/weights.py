@@ -29,7 +29,7 @@ from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, normals, stream
 from composeprob.samplers.step import Backward, ReverseStep, Step, within
 from composeprob.schedule import Noise
-from composeprob.user_code import array_from
+from composeprob.user_code import array_from, is_own
 
 
 class Passage(NamedTuple):
@@ -164,12 +164,10 @@ class Weights(eqx.Module):
 
     def increment(self, passage: Passage) -> Increment:
         """Return what one chain gains by a passage; −∞ where the density was 0."""
-        gain = array_from(
-            f"The rule of weights {type(self).__name__}",
-            "gained(passage)",
-            lambda: self.gained(passage),
-            (),
-        )
+        if is_own(self):
+            gain = _own_gain(self, passage)
+        else:
+            gain = self.gained(passage)
         # A chain that was at a zero has no weight left: its increment would be −∞/−∞.
         log_weight = jnp.where(passage.before.zero, -jnp.inf, gain)
         return Increment(log_weight, jnp.zeros(()))
@@ -179,6 +177,16 @@ class Weights(eqx.Module):
         # Ratios of densities carry each level's own constant: they give the evidence
         # only if the noisiest level has none.
         return density.top.normalised
+
+
+def _own_gain(rule: Weights, passage: Passage) -> Float[Array, ""]:
+    """Return the increment of a user's own rule; refuse anything but a number."""
+    return array_from(
+        f"The rule of weights {type(rule).__name__}",
+        "gained(passage)",
+        lambda: rule.gained(passage),
+        (),
+    )
 
 
 class DensityRatio(Weights):

@@ -587,6 +587,7 @@ def train(
     last = first
     saved_at = time.monotonic()
     for last in segments(recipe, first, advance, progress):
+        check_weights(recipe, last)
         elapsed = time.monotonic() - saved_at
         if checkpoints is not None and elapsed > seconds_between_checkpoints:
             checkpoints.save(int(last.step), last)
@@ -622,7 +623,6 @@ def segments(
             count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
             state = jax.block_until_ready(advance(state, np.int32(count)))
-            check_weights(recipe, state)
             if steps is None:
                 # The first call is mostly compilation, so its time says nothing of the
                 # pace.

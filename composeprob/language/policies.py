@@ -98,15 +98,16 @@ class Policy:
             return None
         above = {}
         for name, x in xs.items():
-            above[name] = self._seen(name, x, means[name], noise)
+            above[name] = self._site_value(name, x, means[name], noise)
         if self.takes_levels:
             return above
         return {
             name: jnp.where(noise.index == 0, clean[name], above[name]) for name in xs
         }
 
-    def _seen(self, name: str, x: Array, mean: Array, noise: Noise) -> Array:
-        """What `seen` returns, which is a value of the site."""
+    def _site_value(self, name: str, x: Array, mean: Array, noise: Noise) -> Array:
+        """Return the value of a site that `seen` gives; refuse one of another
+        shape."""
         return array_from(
             f"The annealing policy '{self}'",
             f"seen(x, mean, noise) for the site {name!r}",

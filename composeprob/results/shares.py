@@ -262,7 +262,7 @@ def halves_differ(
     middle = len(points) // 2
     first = points[:middle][finite[:middle]]
     second = points[middle:][finite[middle:]]
-    if min(len(first), len(second)) < tuning.SHARES.fewest:
+    if min(len(first), len(second)) < tuning.ERRORS.fewest_families:
         return ""
     # Welch's test of each mean, at a probability shared among them.
     found = stats.ttest_ind(first, second, equal_var=False)

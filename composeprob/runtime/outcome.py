@@ -383,7 +383,14 @@ class Evidence(NamedTuple):
         else:
             correction += ", so that there is no log-evidence"
         error = math.hypot(math.sqrt(variance), missed)
-        return cls(value, 0.0, 0.0, error, False, correction)
+        return cls(
+            value=value,
+            discretisation=0.0,
+            missing=0.0,
+            error=error,
+            by_weights=False,
+            correction=correction,
+        )
 
 
 def _discretisation(

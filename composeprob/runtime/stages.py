@@ -47,6 +47,7 @@ from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.finishers import Finisher, Trail, WarmUp, memory
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.replica_exchange import ReplicaExchange
+from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
@@ -170,6 +171,9 @@ def prepare(state: State) -> None:
     state.untracked = state.density.tracks and not density.tracks
     state.attempt = dataclasses.replace(state.attempt, density=density)
     sampler = state.sampler = sampler.prepare(density)
+    # Replicas swap places instead.
+    if isinstance(sampler.exchange, Resampler):
+        sampler.exchange.check(state.num_chains)
     for finisher in sampler.finishers:
         finisher.check(density, state.num_chains)
     if state.draws.number is not None and not sampler.can_draw:

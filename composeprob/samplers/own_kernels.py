@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
@@ -72,7 +73,7 @@ class _OneTransition:
         return f"The kernel {type(self.kernel).__name__}"
 
     def _returned(self, how: str, call: Callable[[], Any], fix: str) -> Any:
-        """What a method returns, as shapes."""
+        """Return the shapes of what a method returns."""
         return called(
             self._who, how, lambda: jax.eval_shape(call), fix, error=WrongTypeError
         )
@@ -92,7 +93,7 @@ class _OneTransition:
             fix,
             error=WrongTypeError,
         )
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
             raise self._refuse(size, "noise_size(position)", fix)
         return jnp.zeros((size,))
 
@@ -177,7 +178,7 @@ def _forms(tree: PyTree) -> tuple[object, list[object]]:
 
 
 def _shown(returned: object) -> str:
-    """What a method returned, in a few words."""
+    """Describe what a method returned in a few words."""
     if isinstance(returned, tuple):
         return f"({', '.join(map(_shown, returned))})"
     shape = getattr(returned, "shape", None)

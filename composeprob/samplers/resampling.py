@@ -19,13 +19,10 @@ from composeprob.errors import WrongTypeError
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.renamed import former_names, warn_renamed
 from composeprob.samplers.random import threefry
-from composeprob.user_code import array_from
+from composeprob.user_code import array_from, is_own
 
 FORMER_METHODS = {"due": "should_resample", "survivors": "ancestors"}
 """Former names of a `Resampler`'s methods, with those that they have now."""
-
-# Any number would do: it says how many chains a rule of a user's is traced with.
-EXAMPLE_CHAINS = 16
 
 
 class Resampler(eqx.Module):
@@ -59,9 +56,11 @@ class Resampler(eqx.Module):
                 is lost.
         """
 
-    def check_own(self) -> None:
+    def check(self, num_chains: int) -> None:
         """Refuse a rule of a user's own class whose methods do not return a boolean,
-        and a chain for the place of each."""
+        and a chain for the place of each; nothing is computed."""
+        if not is_own(self):
+            return
         name = f"The resampler {type(self).__name__}"
         number = jax.ShapeDtypeStruct((), jnp.float32)
         level = jax.ShapeDtypeStruct((), jnp.int32)
@@ -72,12 +71,12 @@ class Resampler(eqx.Module):
             (),
         )
         words = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        log_weights = jax.ShapeDtypeStruct((EXAMPLE_CHAINS,), jnp.float32)
+        log_weights = jax.ShapeDtypeStruct((num_chains,), jnp.float32)
         ancestors = array_from(
             name,
-            f"ancestors(words, log_weights) of {EXAMPLE_CHAINS} chains",
+            f"ancestors(words, log_weights) of {num_chains} chains",
             lambda: jax.eval_shape(self.ancestors, words, log_weights),
-            (EXAMPLE_CHAINS,),
+            (num_chains,),
         )
         if not jnp.issubdtype(ancestors.dtype, jnp.integer):
             raise WrongTypeError(

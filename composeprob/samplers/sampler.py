@@ -39,7 +39,6 @@ from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
 from composeprob.samplers.weights import Weights, as_weights
-from composeprob.user_code import is_own
 
 
 class DrawCost(NamedTuple):
@@ -798,7 +797,5 @@ def as_resampler(resample: object) -> Resampler:
             fix=f"write {resample.__name__}().",
         )
     if isinstance(resample, Resampler):
-        if is_own(resample):
-            resample.check_own()
         return resample
     return Resample(resample)  # type: ignore[arg-type]  # it refuses all but numbers

@@ -76,8 +76,11 @@ class Always(cp.Resampler):
 
 
 def resamples(**methods: Any) -> Any:
-    """Make a sampler of another resampler."""
-    return cp.SMC(resample=with_methods(Always, **methods)())
+    """Run with another resampler."""
+    sampler = cp.SMC(resample=with_methods(Always, **methods)())
+    return cp.infer(
+        DENSITY, jax.random.key(0), num_chains=4, sampler=sampler, progress=False
+    )
 
 
 class Even(cp.Weights):
@@ -187,12 +190,14 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("kind", "call"), rows(TABLE))
-def test_is_refused_before_anything_is_compiled(kind, call):
+def test_is_refused_in_words(kind, call):
     refused(call, kind, "own|Own")
 
 
 def test_parts_that_keep_their_contract_run():
-    resamples()
     anneals()
+    assert resamples().samples["x"].shape == (4, 2)
+    counted = walks(noise_size=lambda self, x: np.int64(Walk.noise_size(self, x)))
+    assert counted.samples["x"].shape == (4, 2)
     assert walks().samples["x"].shape == (4, 2)
     assert weighs().samples["x"].shape == (4, 2)

@@ -25,12 +25,13 @@ def product(factors: Any) -> Any:
 
 
 class Shifted(eqx.Module):
-    """A network of the plane that is told where its origin lies."""
+    """A network of the plane that is told where the data lie, by their log-SNR t."""
 
     network: Any
 
     def __call__(self, x: Array, t: Array, centre: Array) -> Array:
-        return self.network(x - centre, t)
+        alpha = jnp.sqrt(jax.nn.sigmoid(t))
+        return self.network(x - alpha * centre, t)
 
 
 @dataclasses.dataclass(frozen=True)

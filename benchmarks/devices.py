@@ -56,8 +56,9 @@ def main() -> int:
         def levels(end: int) -> float:
             nonlocal run
             began = time.process_time()
+            number = spread.number
             run = jax.block_until_ready(
-                advance(placed_sampler, run, placed_density, spread.number(end))
+                advance(placed_sampler, run, placed_density, number(end), number(0))
             )
             return time.process_time() - began
 

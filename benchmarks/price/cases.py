@@ -115,9 +115,10 @@ def conditioned(number: int = 8, chains: int = 256) -> Case:
     )
 
 
-def perturbed(network: Any, key: Array, scale: float = 0.05) -> Any:
+def perturbed(network: Any, key: Array, scale: float = 0.02) -> Any:
     """The same network with noise on its weights: untrained ones have layers of zeros,
-    which real ones do not."""
+    which real ones do not. With more noise its score is not that of noise at the
+    noisiest level, and the compiler refuses it."""
     leaves, treedef = jax.tree.flatten(network)
     keys = jax.random.split(key, len(leaves))
     noisy = [

@@ -35,11 +35,13 @@ class Code(enum.StrEnum):
     OFF_TARGET = "off_target"  # samples contradict Stein's identity at level 0
     UNSETTLED = "unsettled"  # the warm-up at level 0 did not converge
     LEVELS_TOO_FEW = "levels_too_few"  # discretisation error of the evidence
+    CHECK_FAILED = "check_failed"  # a check of a user's raised an exception
     NOT_SAVED = "not_saved"  # a file could not be written
 
 
 GRAVITY: dict[str, int] = {code.value: rank for rank, code in enumerate(Code)}
-"""Ranks of codes, 0 for the gravest; codes of a user's checks come after all."""
+"""Ranks of codes, 1 for the gravest, after 0 for `OK`; those of a user's checks come
+after all."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Finding:
 
     @property
     def gravity(self) -> int:
-        """Rank among findings, 0 for the gravest."""
+        """Rank among findings, 1 for the gravest."""
         return GRAVITY.get(self.code, len(GRAVITY))
 
     def __iter__(self) -> Iterator[str]:

@@ -16,6 +16,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import WrongTypeError
+from composeprob.results.checks import Check
 from composeprob.results.status import Code
 from messages import check_finding
 from sampling_cases import learned, measured, run
@@ -63,21 +64,28 @@ def test_the_recipe_runs(title):
                 num_chains=4,
                 checks=[own, type(own)],
             )
+        silent = type("Silent", (Check,), {"code": "silent", "ask": lambda *_: []})
+        with pytest.raises(WrongTypeError, match="Silent has no withholds"):
+            cp.infer(
+                names["cp"].compile(names["product"], names["f"], names["f"]),
+                names["jax"].random.key(0),
+                num_chains=4,
+                checks=silent(),
+            )
         told = own.ask
         for wrong in ("text", None):
             type(own).ask = lambda self, run, wrong=wrong: wrong
-            with pytest.warns(UserWarning, match="Asymmetric was not asked"):
-                assert (
-                    names["cp"]
-                    .infer(
-                        names["cp"].compile(names["product"], names["f"], names["f"]),
-                        names["jax"].random.key(0),
-                        num_chains=4,
-                        checks=[own],
-                        progress=False,
-                    )["x"]
-                    .shape
-                )
+            result = cp.infer(
+                cp.compile(names["product"], names["f"], names["f"]),
+                names["jax"].random.key(0),
+                num_chains=4,
+                checks=own,
+                progress=False,
+            )
+            assert result["x"].shape == (4,)
+            message = check_finding(result.status, "check_failed")
+            assert "The check Asymmetric failed" in message
+            assert not result.status.withholds
         type(own).ask = told
     if title == "A part of a sampler":
         score, result, right = names["score"], names["result"], names["right"]

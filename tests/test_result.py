@@ -408,3 +408,29 @@ def test_every_number_of_trust_is_printed_with_its_meaning():
         assert meaning not in str(trust)
     lost = dataclasses.replace(trust, level_weights=0.0)
     assert "0  of the chains count, at the worst level" in str(lost)
+
+
+def test_trust_says_whether_proportions_are_contradicted_or_unsupported():
+    trust = Trust(num_chains=1000, independent=900.0)
+    assert trust.enough
+    contradicted = dataclasses.replace(trust, proportions="contradicted")
+    assert "modes were contradicted" in contradicted.lacks
+    unsupported = dataclasses.replace(trust, proportions="unsupported")
+    assert "nothing supported the proportions" in unsupported.lacks
+    assert "unsupported" in str(unsupported)
+
+
+def test_exact_weights_need_only_leave_enough_ancestors():
+    trust = Trust(num_chains=1000, independent=900.0, level_weights=0.03)
+    assert not trust.enough
+    exact = dataclasses.replace(trust, exact_weights=True, step_weights=0.001)
+    assert exact.enough
+    few = dataclasses.replace(exact, level_weights=0.003)
+    assert not few.enough
+
+
+def test_a_file_with_the_former_count_of_defects_is_read(tmp_path, monkeypatch):
+    former = {"num_chains": N, "contradicted": 1}
+    monkeypatch.setattr(Trust, "numbers", lambda self: former)
+    path = make(trust=Trust(num_chains=N)).save(tmp_path / "former")
+    assert Result.load(path).trust.proportions == "unsupported"

@@ -247,6 +247,7 @@ def test_the_registry_is_in_the_order_of_gravity_and_says_what_withholds():
         Code.NO_OVERLAP,
         Code.OUT_OF_TRAINING,
         Code.LEVELS_TOO_FEW,
+        Code.CHECK_FAILED,
         Code.NOT_SAVED,
     }
     assert all(isinstance(need, Need) for check in CHECKS for need in check.needs)

@@ -32,7 +32,7 @@ from composeprob.compiler.latents import bijection_of, place_of
 from composeprob.compiler.noised import Noised
 from composeprob.compiler.tempering import Tempered
 from composeprob.compiler.trace import Sites, Traced
-from composeprob.errors import CapabilityError
+from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.ir.leaves import Graph, Observation
 from composeprob.language.interpret import Provide, Redraw, Statement, soft
 from composeprob.language.policies import POLICIES, Policy
@@ -442,7 +442,11 @@ def _offered(o: Observation, facts: Facts) -> list[Policy]:
     return [POLICIES["exact"], POLICIES["tempered"]]
 
 
-def _terms(facts: Facts) -> list[object]:
+Term = Evaluated | ExactTerm | ByMoments
+"""The terms of a `Likelihood`."""
+
+
+def _terms(facts: Facts) -> list[Term]:
     """Return the terms of all observations that are settled, one for each policy."""
     names: dict[Policy, list[str]] = {}
     for name, bound in facts.bound.items():
@@ -450,7 +454,15 @@ def _terms(facts: Facts) -> list[object]:
     terms = []
     for policy, of_policy in names.items():
         bound = facts.bound[of_policy[0]]
-        terms.append(bound.join(policy, tuple(of_policy), facts))
+        term = bound.join(policy, tuple(of_policy), facts)
+        if not isinstance(term, Term):
+            raise WrongTypeError(
+                f"The annealing policy '{policy}' makes a {type(term).__name__} of "
+                f"{', '.join(of_policy)}, which no density contains.",
+                fix="let its bind() return what the bind() of another policy does, as "
+                "super().bind(observation, facts).",
+            )
+        terms.append(term)
     return terms
 
 

@@ -92,7 +92,8 @@ class EndedRun(Chains):
         genealogy: their ancestors and weights.
         proportions: what the mode proportions rest on.
         trust: what means, shares and evidence rest on.
-        evaluations: what checks may spend together on this density, over all chains.
+        evaluations: what one check may spend on this density, over all chains: a
+            twentieth of what the levels took.
         curl: returns the relative curl of each factor whose score is not promised to be
             a gradient.
         own_scores: compares trained scores with samples of their own factors, under the

@@ -35,16 +35,16 @@ class Result(NotPickled, Record):
     not visited, or a quantity that the sampler does not have, is NaN. Quantities that
     take a compilation of their own (``about.curl``, and findings of ``status`` on
     factors that do not agree) are computed on first use, and kept. Under a `Gibbs`
-    kernel
-    of B blocks acceptance, step size and quadrature error have shape (K, B), with a
-    column for each of ``about.blocks``.
+    kernel of B blocks acceptance, step size and quadrature error have shape (K, B),
+    with a column for each of ``about.blocks``.
 
     Args:
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``:
             chains lead, draws follow where there are any.
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal
-            except after `SMC`, and for independent chains whose path weights correct
-            the mode proportions, or give separated chains weight 0.
+            where a run ended above level 0, after `extend`, and for independent chains
+            whose path weights correct the mode proportions, or give separated chains
+            weight 0.
         log_evidence: estimate of log Z of the program, for samplers that give one.
             Where a factor's constant is unknown (a learned energy) it is relative to
             that constant.
@@ -54,7 +54,7 @@ class Result(NotPickled, Record):
             that of averaging potentials; and the signal of data of unit size at the
             noisiest level, where a run assumes pure noise. NaN where the status
             withholds it.
-        evaluations: evaluations of the composed density per chain, warm-up and aborted
+        evaluations: evaluations of the composed density per chain, warm-up and stopped
             runs included. One evaluation is one value-and-score of every factor. Those
             that tell errors and status are ``about.checks``.
         levels: an `xarray.Dataset` of diagnostics by level: ``acceptance``, the mean
@@ -114,8 +114,9 @@ class Result(NotPickled, Record):
         miss them. Where fewer than half of the chains count, they are resampled and
         moved at level 0, noised sites by `Renoise` and latents by `WarmUp`; a datum
         that leaves fewer by itself comes in by powers. ``log_evidence`` grows by log
-        p(new | old), which ``reason`` states too, and ``status`` speaks of all runs
-        together.
+        p(new | old), which ``reason`` states too. ``status`` has the findings of the
+        run before, and new ones about ancestors, zero densities and drift; other
+        checks, your own among them, are not asked again.
 
         With ``given``, the density is the next step of a Markov chain, and this a
         particle filter. Each chain keeps the values that it gives to latents z of the

@@ -239,6 +239,9 @@ def _assembled(
         findings = [_finding(*entry) for entry in facts.pop("status")]
         trust = facts.pop("trust")
         if trust is not None:
+            # Former files say how many of these defects there were.
+            if trust.pop("contradicted", 0):
+                trust["proportions"] = "unsupported"
             trust = Trust(**trust)
         own = {name: facts.pop(name) for name in FACTS}
         about = About(**facts)

@@ -305,13 +305,21 @@ class Reason(enum.StrEnum):
 class Proportions:
     """Support of the mode proportions, as the run ended."""
 
-    # What contradicts them, or that nothing supports them.
-    defects: tuple[str, ...] = ()
+    # What contradicts them, or that nothing supports them, in words; empty without.
+    defect: str = ""
+    contradicted: bool = False  # whether the defect is that something contradicts them
     # The clause why nothing supports them, if they may be separated; else empty.
     unsupported: str = ""
     reason: str = ""  # why they may be wrong, and what to try
     # The chains that are not at places of negligible weight.
     compared: Int[np.ndarray, " kept"] = field(default_factory=lambda: np.arange(0))
+
+    @property
+    def verdict(self) -> str:
+        """``"contradicted"``, or ``"unsupported"``; empty without a defect."""
+        if not self.defect:
+            return ""
+        return "contradicted" if self.contradicted else "unsupported"
 
 
 def weightless(

@@ -104,58 +104,113 @@ def _of_weighted(chains: Arrived) -> Support:
     defect = shares.unreliable_proportions(
         chains.positions, chains.log_density, genealogy
     )
-    return Support(log_weights, Proportions(_defects(defect)))
+    return Support(log_weights, Proportions(defect, contradicted=True))
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What the weights of the chains' paths are good for.
+
+    Args:
+        chains: all of them.
+        lost: marks those in separated places of negligible path weight.
+        kept: the others.
+        worth: number of chains that the weights are worth.
+    """
+
+    chains: Arrived
+    lost: Bool[np.ndarray, " chains"]
+    kept: Arrived
+    worth: float
+
+    @classmethod
+    def of(cls, chains: Arrived) -> _Paths:
+        """Read the path weights of chains."""
+        lost = shares.weightless(chains.positions, chains.path_weights)
+        kept = chains.chosen(np.flatnonzero(~lost))
+        return cls(chains, lost, kept, effective(chains.path_weights))
+
+    @property
+    def exact(self) -> bool:
+        """True if levels are exact marginals, whose paths keep the shares."""
+        return "exact_marginals" in self.chains.density.capabilities
+
+    @property
+    def enough(self) -> bool:
+        """True if shares can rest on so many chains."""
+        number = len(self.lost)
+        fewest = min(tuning.ERRORS.fewest_families, number / 8)
+        return self.worth >= max(tuning.SHARES.support * number, fewest)
+
+    @property
+    def even(self) -> bool:
+        """True if weights are so even that shares are hardly off without them: by
+        √(N/worth − 1) of their standard deviation at most."""
+        return self.worth >= tuning.SHARES.even * len(self.lost)
+
+    @property
+    def may_replace(self) -> bool:
+        """True if these weights may be those of the chains: they are where their paths
+        led, and either enough of them count, or nothing else can correct shares."""
+        comparable = self.chains.density.comparable_modes
+        alone = alike(self.kept.path_weights) and not comparable
+        return self.chains.unmoved and (self.enough or alone)
+
+    @property
+    def supports(self) -> bool:
+        """True if the chains' own shares rest on them."""
+        if not self.chains.paths_known:
+            return False
+        if self.chains.half_moved:
+            # Path weights are those of places that other chains have left: they tell
+            # only how far off the shares were on arrival.
+            return self.even
+        return self.enough or alike(self.kept.path_weights)
 
 
 def _of_independent(chains: Arrived) -> Support:
     """Support of chains without importance weights, by the weights of their paths."""
-    number = len(chains.log_weights)
-    worth = effective(chains.path_weights)
-    lost = shares.weightless(chains.positions, chains.path_weights)
-    index = np.flatnonzero(~lost)
-    kept = chains.chosen(index)
-    defect = _contradiction(kept, lost)
-    unsupported = _unsupported(chains, worth, index)
+    paths = _Paths.of(chains)
+    unsupported = _unsupported(paths)
     separated = functools.cache(lambda: _separated(chains, unsupported))
-
-    exact = "exact_marginals" in chains.density.capabilities
-    fewest = max(
-        tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8)
-    )
-    likely = alike(kept.path_weights)
-    # Where log π of modes cannot be compared, nothing else corrects their shares.
-    alone = likely and not chains.density.comparable_modes
-    if chains.unmoved and (worth >= fewest or alone):
-        # Shares are off by √(N/worth − 1) of their standard deviation at most: too
-        # little for few chains to show it.
-        uneven = worth < tuning.SHARES.even * number
-        hidden = not exact and uneven
+    defect = _contradiction(paths)
+    if paths.may_replace:
+        # Few chains do not show how far off uneven weights leave the shares.
+        hidden = not (paths.exact or paths.even)
         if defect or (hidden and separated()):
-            return _reweighted(chains.path_weights, lost, worth)
-
-    if not defect and chains.density.comparable_modes and kept.log_density is not None:
-        defect = shares.unreliable_proportions(kept.positions, kept.log_density)
-    if not defect and chains.globally_moved:
-        defect = shares.halves_differ(chains.positions, chains.log_density)
-    enough = worth >= fewest or likely
-    if chains.half_moved:
-        # Path weights are those of places that other chains have left: they tell only
-        # how far off the shares were on arrival.
-        enough = worth >= tuning.SHARES.even * number
-    proportions = Proportions(_defects(defect))
-    if not (defect or exact or (chains.paths_known and enough)):
+            return _reweighted(paths)
+    defect = defect or _contradiction_by_densities(paths)
+    if defect:
+        proportions = Proportions(defect, contradicted=True)
+    elif paths.exact or paths.supports:
+        proportions = Proportions()
+    elif chains.density.comparable_modes:
+        # Another run can follow, so that the answer is needed at once.
+        proportions = Proportions(separated())
+    else:
         proportions = unsupported
-        # Asked at once where another run can follow, which must know the answer.
-        if chains.density.comparable_modes:
-            proportions = Proportions(_defects(separated()))
-    log_weights, corrections = _without_lost(chains, lost)
-    path_weights = worth if chains.paths_known else np.nan
+    log_weights, corrections = _without_lost(paths)
+    path_weights = paths.worth if chains.paths_known else np.nan
     return Support(log_weights, proportions, corrections, path_weights)
 
 
-def _contradiction(kept: Arrived, lost: Bool[np.ndarray, " chains"]) -> str:
-    """Say that path weights contradict the proportions of the chains that are ``kept``,
-    or that others, which moved, are ``lost``; empty where neither holds."""
+def _contradiction_by_densities(paths: _Paths) -> str:
+    """Say that log-densities of separated groups contradict their shares, or that the
+    halves of the chains have different ones; empty where neither holds."""
+    chains = paths.chains
+    kept = paths.kept
+    defect = ""
+    if chains.density.comparable_modes and kept.log_density is not None:
+        defect = shares.unreliable_proportions(kept.positions, kept.log_density)
+    if not defect and chains.globally_moved:
+        defect = shares.halves_differ(chains.positions, chains.log_density)
+    return defect
+
+
+def _contradiction(paths: _Paths) -> str:
+    """Say that path weights contradict the proportions of the chains that are kept, or
+    that others, which moved, are lost; empty where neither holds."""
+    kept = paths.kept
     if kept.path_weights.any():
         text = shares.path_weight_dependence(
             kept.positions, kept.path_weights, kept.log_density, kept.reason
@@ -163,20 +218,20 @@ def _contradiction(kept: Arrived, lost: Bool[np.ndarray, " chains"]) -> str:
         if text:
             return text
     # Chains that have not moved get weight 0 instead.
-    if not lost.any() or kept.unmoved:
+    if not paths.lost.any() or kept.unmoved:
         return ""
     return (
-        f"{lost.mean():.2%} of the chains are separated from the others, in places of "
-        "negligible path weight, which hold next to no probability. "
+        f"{paths.lost.mean():.2%} of the chains are separated from the others, in "
+        "places of negligible path weight, which hold next to no probability. "
         f"{kept.reason}"
     )
 
 
-def _without_lost(
-    chains: Arrived, lost: Bool[np.ndarray, " chains"]
-) -> tuple[Float[np.ndarray, " chains"], str]:
-    """Log-weights of the chains, with weight 0 where they are ``lost`` and have not
-    moved, and a clause that says so."""
+def _without_lost(paths: _Paths) -> tuple[Float[np.ndarray, " chains"], str]:
+    """Log-weights of the chains, with weight 0 where they are lost and have not moved,
+    and a clause that says so."""
+    chains = paths.chains
+    lost = paths.lost
     if not lost.any() or not chains.unmoved:
         return chains.log_weights, ""
     clause = (
@@ -194,35 +249,26 @@ def _separated(chains: Arrived, unsupported: Proportions) -> str:
     return separated_text(chains.density, some.positions, arrival, unsupported)
 
 
-def _defects(text: str) -> tuple[str, ...]:
-    """The defects of proportions with this one, if there is one."""
-    return (text,) if text else ()
-
-
-def _reweighted(
-    path_weights: Float[np.ndarray, " chains"],
-    lost: Bool[np.ndarray, " chains"],
-    worth: float,
-) -> Support:
+def _reweighted(paths: _Paths) -> Support:
     """Support by path weights in the place of the chains' own."""
-    weights = np.where(np.isfinite(path_weights) & ~lost, path_weights, -np.inf)
+    path_weights = paths.chains.path_weights
+    counted = np.isfinite(path_weights) & ~paths.lost
+    weights = np.where(counted, path_weights, -np.inf)
     corrections = (
-        f"; path weights, worth {worth:.0f} of {len(path_weights)} chains, correct the "
-        "mode proportions"
+        f"; path weights, worth {paths.worth:.0f} of {len(weights)} chains, correct "
+        "the mode proportions"
     )
-    return Support(weights - weights.max(), Proportions(), corrections, worth, True)
+    log_weights = weights - weights.max()
+    return Support(log_weights, Proportions(), corrections, paths.worth, True)
 
 
-def _unsupported(
-    chains: Arrived, worth: float, kept: Int[np.ndarray, " kept"]
-) -> Proportions:
-    """Proportions that nothing supports if the ``kept`` chains lie in separated
+def _unsupported(paths: _Paths) -> Proportions:
+    """Proportions that nothing supports if the chains that are kept lie in separated
     modes."""
+    chains = paths.chains
     if chains.moved and chains.arrival is None:
         return Proportions()  # whether moves crossed between modes is unknown
-    cause = (
-        f"the path weights are worth {worth:.2g} of {len(chains.log_weights)} chains"
-    )
+    cause = f"the path weights are worth {paths.worth:.2g} of {len(paths.lost)} chains"
     if not chains.paths_known:
         cause = (
             "independent chains have no importance weights, and the weights of their "
@@ -230,7 +276,8 @@ def _unsupported(
         )
     if chains.instead_of:
         cause = f"{chains.instead_of}, and {cause}"
-    return Proportions((), cause, chains.reason, kept)
+    compared = np.flatnonzero(~paths.lost)
+    return Proportions(unsupported=cause, reason=chains.reason, compared=compared)
 
 
 def effective(log_weights: Float[np.ndarray, " chains"]) -> float:

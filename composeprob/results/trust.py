@@ -15,19 +15,23 @@ from composeprob.text import printable
 
 
 def least_effective_ancestors(num_chains: int) -> float:
-    """Effective number of ancestors below which a population of N chains is abandoned,
-    and no error of it is stated."""
+    """Effective number of ancestors below which a run of N chains is stopped, and no
+    error of it is stated."""
     # Three degrees of freedom, or what few chains can have.
     least = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)
     return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))
 
 
-def least_effective_share(num_chains: int) -> float:
+def least_effective_share(num_chains: int, exact: bool = False) -> float:
     """Effective size of a level's weights, relative to N, below which they have
-    collapsed."""
+    collapsed. Weights that are ``exact``, as those of reveals, need only leave enough
+    ancestors."""
     # With few chains the share alone says little: fewer than two effective chains is a
     # collapse at any N.
-    return max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5))
+    least = max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5))
+    if exact:
+        least = min(least, least_effective_ancestors(num_chains) / num_chains)
+    return least
 
 
 def effective_share_of_steps(
@@ -74,8 +78,10 @@ class Trust:
             N, at the level where it is least.
         path_weights: number of chains that the weights of paths are worth, where
             independent chains have such weights.
-        contradicted: number of ways in which mode proportions were found to be
-            contradicted, or supported by nothing, as the run ended.
+        exact_weights: whether weights have no error by the distance of levels, as those
+            of reveals.
+        proportions: what is wrong with mode proportions, as the run ended:
+            ``"contradicted"``, or ``"unsupported"``; empty where nothing is.
         global_acceptance: mean acceptance of global moves between modes.
         round_trips: number of replicas that came from the noisiest level to level 0, in
             the draws of one chain.
@@ -103,7 +109,8 @@ class Trust:
     level_weights: float = math.nan
     step_weights: float = math.nan
     path_weights: float = math.nan
-    contradicted: int = 0
+    exact_weights: bool = False
+    proportions: str = ""
     global_acceptance: float = math.nan
     round_trips: float = math.nan
     drift: float = 0.0
@@ -116,10 +123,13 @@ class Trust:
     def lacks(self) -> str:
         """The first thing that is not enough and that another run may have, as a
         clause; empty where there is none."""
-        if self.contradicted:
+        if self.proportions == "unsupported":
             return "nothing supported the proportions of separated modes"
-        collapsed = self.level_weights < least_effective_share(self.num_chains)
-        if collapsed or self.step_weights < tuning.FINDINGS.ess_floor:
+        if self.proportions:
+            return f"the proportions of separated modes were {self.proportions}"
+        least = least_effective_share(self.num_chains, self.exact_weights)
+        erratic = self.step_weights < tuning.FINDINGS.ess_floor
+        if self.level_weights < least or (erratic and not self.exact_weights):
             return "too few chains supported the importance weights"
         if self.independent < least_effective_ancestors(self.num_chains):
             return "the chains had too few distinct ancestors"
@@ -148,9 +158,7 @@ class Trust:
             nothing = value == 0 and name in ZERO_WITHOUT
             if not (nothing or math.isnan(value)):
                 yield number.format(value, n=n), meaning
-        mode_proportions = "not contradicted"
-        if self.contradicted:
-            mode_proportions = "unsupported"
+        mode_proportions = self.proportions or "not contradicted"
         yield mode_proportions, "mode proportions, as the run ended"
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import jax
 import numpy as np
@@ -95,10 +95,11 @@ def infer(
             devices may change them by rounding.
         num_chains: N, chains that travel together.
         sampler: how they travel. Left out, it is chosen by the density's capabilities
-            and N; ``result.reason`` says why. If that run does not support the
-            proportions of its modes, or the evidence, and log-densities can be compared
-            between modes, a run on closer levels replaces it, for some 4,800
-            evaluations of each chain more.
+            and N; ``result.reason`` says why. Where SMC's chains come to descend from
+            too few, it stops, and independent chains take its place. A result whose
+            ``trust`` is not enough is replaced by a run on closer levels, for some
+            4,800 evaluations of each chain more, if log-densities can be compared
+            between modes and ``levels`` is left out.
         mesh: spread the chains over all devices of this mesh, of one axis or two, with
             at most N devices. Left out, over all of `jax.devices`. Where N is not a
             multiple of their number, the last device evaluates a few chains twice.
@@ -127,7 +128,8 @@ def infer(
             `Checkpoint` says whether it must, or must not.
         progress: whether to show a progress bar.
         checks: checks of your own, each a `Check`, which ask the run beside the
-            library's; their findings are in ``result.status``.
+            library's; their findings are in ``result.status``. `Result.extend` does not
+            ask them again.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
@@ -261,7 +263,9 @@ class _Call:
 def _with_own(checks: Check | Sequence[Check]) -> Sequence[Check]:
     """Return the library's checks and a user's, which are asked before the remark on
     runs without a finding."""
-    own = [checks] if isinstance(checks, Check) else list(checks)
+    own: list[Any] = [checks]
+    if isinstance(checks, list | tuple):
+        own = list(checks)
     for check in own:
         if not isinstance(check, Check):
             raise WrongTypeError(
@@ -269,6 +273,14 @@ def _with_own(checks: Check | Sequence[Check]) -> Sequence[Check]:
                 fix="derive a class from cp.Check, and pass an object of it: "
                 "checks=[MyCheck()].",
             )
+        for attribute in ("code", "withholds", "meaning"):
+            if not hasattr(check, attribute):
+                raise WrongTypeError(
+                    f"The check {type(check).__name__} has no {attribute}.",
+                    fix="a check has code, the name of its findings; withholds, "
+                    "whether they mislead standard errors; and meaning, its question "
+                    "in words.",
+                )
     *problems, remark = CHECKS
     return (*problems, *own, remark)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from composeprob import tuning
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
 from composeprob.kernels.gibbs import integrates_score
@@ -325,7 +326,7 @@ class Evidence(NamedTuple):
     discretisation: float  # error by the distance of levels, in nats
     missing: float  # nats that the run over every other level found more
     error: float  # standard error, of everything together
-    by_weights: bool = True  # of the levels; False of moves' importance samples
+    by_weights: bool = True  # whether the weights of levels give the value
     correction: str = ""  # a clause for the reason of the run
 
     @classmethod
@@ -511,7 +512,8 @@ def _trust(
         level_weights=level_weights,
         step_weights=step_weights,
         path_weights=support.path_weights,
-        contradicted=len(support.proportions.defects),
+        exact_weights=_has_exact_weights(ended),
+        proportions=support.proportions.verdict,
         global_acceptance=ended.global_acceptance,
         round_trips=round_trips,
         drift=float(ended.run.drift),
@@ -529,11 +531,16 @@ def _least(values: Float[np.ndarray, " levels"]) -> float:
 
 
 def _collapsed(ended: Ended) -> bool:
-    """Return whether the weights of a level are worth too few chains, as `FewEffective`
-    asks."""
+    """Return whether the weights of a level are worth too few chains."""
     ess = np.asarray(ended.records.ess)
-    least = least_effective_share(len(ended.run.ancestors))
+    least = least_effective_share(len(ended.run.ancestors), _has_exact_weights(ended))
     return bool(np.min(ess, where=np.isfinite(ess), initial=1.0) < least)
+
+
+def _has_exact_weights(ended: Ended) -> bool:
+    """Return whether the weights of levels have no error by the distance of these, as
+    those of reveals."""
+    return isinstance(ended.state.density, CategoricalDensity)
 
 
 def _level_weights_support(ended: Ended, evidence: Evidence) -> bool:
@@ -546,12 +553,13 @@ def _level_weights_support(ended: Ended, evidence: Evidence) -> bool:
 
 
 def _needs_weights(ended: Ended) -> bool:
-    """Return whether samples rest on the weights of levels: unless global moves made
-    the chains independent of one another.
+    """Return whether samples rest on the weights of levels.
 
-    Moves could if at every level enough chains counted to fit the modes.
+    They do not where nine of ten first chains have a descendant: weights were even, or
+    global moves made the chains independent of one another. Moves could if at every
+    level enough chains counted to fit the modes.
     """
-    n = len(ended.run.ancestors)  # without moves few of them have descendants
+    n = len(ended.run.ancestors)
     distinct = len(np.unique(ended.run.ancestors))
     independent = distinct >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n
     ess = np.asarray(ended.records.ess)

@@ -1,17 +1,20 @@
 """The default policy of `infer`: which runs it makes, one after another, and why.
 
 A plan yields attempts. `infer` carries each out, and stops at the first whose `Trust`
-is enough. So all of the policy is in `plan`:
+is enough. So which run follows which is in `plan`:
 
 1. a sampler that the user names is carried out once;
 2. else the sampler that `choose` finds for the density and the number of chains. It is
-   abandoned on its way down if resampling leaves its chains too few ancestors;
-3. independent chains in the place of one that was abandoned, for then weights are too
+   stopped on its way down if resampling leaves its chains too few ancestors;
+3. independent chains in the place of one that was stopped, for then weights are too
    uneven; in a program of factors alone closer levels cure that, so that 4. follows at
    once;
 4. chains weighted by log-densities on closer levels, if what the last attempt lacks may
    be had so: log-densities must be comparable between modes, and levels the library's
    own.
+
+`Trust.lacks` says what is not enough, and `stop_if_few_ancestors` of the stages
+when a run is stopped.
 """
 
 from __future__ import annotations
@@ -126,7 +129,8 @@ def plan(
         density: that is sampled.
         num_chains: N.
         draws: of each chain at level 0, if there are to be any.
-        tried: the attempts so far, which the caller adds to.
+        tried: the attempts so far. The caller adds each that it carries out before it
+            asks for another one, and asks only where the last is not enough.
         visited: the density on the levels of the call.
         pace: how the call chooses among them.
         own_levels: whether these are the library's choice.
@@ -136,7 +140,7 @@ def plan(
         yield Attempt("", visited, sampler, "chosen by the user", pace)
         return
     sampler, why = choose(visited, num_chains, draws)
-    may_stop = sampler.may_abort and not tracks_alone(visited)
+    may_stop = sampler.may_stop and not tracks_alone(visited)
     yield Attempt("", visited, sampler, why, pace, may_stop=may_stop)
     may_wait = own_levels and can_wait(density)
     stopped = tried[-1].stopped
@@ -150,7 +154,7 @@ def plan(
         sampler, why = independent(visited, why, num_chains, draws or 1)
         # A run that chose its levels has made its choice by weights that failed.
         on_all = visited if pace is None else density
-        yield Attempt("instead", on_all, sampler, why, instead_of="SMC was aborted")
+        yield Attempt("instead", on_all, sampler, why, instead_of="SMC was stopped")
     last = tried[-1]
     if may_wait and _keeps_evidence(density, last):
         why = f"{last.attempt.why}; retried because {last.lacks}"

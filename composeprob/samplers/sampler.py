@@ -81,7 +81,7 @@ class Sampler(eqx.Module):
 
     descent: ClassVar[type[Descent]] = Descent
     # Whether a default run with too few ancestors gives way to another sampler.
-    may_abort: ClassVar[bool] = True
+    may_stop: ClassVar[bool] = True
 
     # Names of 0.1.0
 

@@ -12,6 +12,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import pytree
+from composeprob.compiler.facts import Bound
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.kernel import KernelState, log_density_of
 from composeprob.kernels.metropolis import log_uniform, metropolis
@@ -174,6 +175,9 @@ WEIGHTS = {
 }
 POLICIES = {
     "seen has another shape": lambda: anneals(seen=lambda self, x, m, n: jnp.sum(x)),
+    "bind makes a term of its own": lambda: anneals(
+        bind=lambda self, observation, facts: Bound(self, lambda *given: "own")
+    ),
     "seen is nothing": lambda: anneals(seen=lambda self, x, mean, noise: None),
     "power is an array": lambda: anneals(power=lambda self, s, noise: jnp.ones(3)),
     "power decides by if": lambda: anneals(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 from composeprob.findings import Finding
 from composeprob.results.checks.acceptance_collapsed import AcceptanceCollapsed
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
-from composeprob.results.checks.check import Check, Need
+from composeprob.results.checks.check import LATER, Check, Need
+from composeprob.results.checks.check_failed import CheckFailed
 from composeprob.results.checks.erratic_weights import ErraticWeights
 from composeprob.results.checks.few_chains import FewChains
 from composeprob.results.checks.few_effective import FewEffective
@@ -74,11 +74,13 @@ CHECKS: tuple[Check, ...] = (
     NoiseLeft(),
     LevelsTooFew(),
     FineData(),
+    CheckFailed(),
     NotSaved(),
     FewChains(),
 )
-"""All checks of the library, in the order of gravity, in which a run is asked; the
-remark on a run without a problem comes last."""
+"""All checks of the library, the gravest code first; the remark on a run without a
+problem comes last. A run is asked in two rounds, each in this order: first the checks
+that can be asked as it ends, and the others when its status is first looked at."""
 
 
 def withholds(code: str) -> bool:
@@ -87,22 +89,23 @@ def withholds(code: str) -> bool:
 
 
 def ask_at_end(run: EndedRun, checks: Sequence[Check] = CHECKS) -> EndedRun:
-    """Ask the checks that need no evaluations; return the run with their findings."""
+    """Ask the checks that need nothing of `LATER`; return the run with their
+    findings."""
     status = Status()
     for check in checks:
-        if Need.EVALUATIONS not in check.needs:
+        if not check.needs & LATER:
             status = _asked(check, run, status)
     return run.with_findings(status.findings, status.withholds)
 
 
 def ask_later(run: EndedRun, checks: Sequence[Check] = CHECKS) -> Callable[[], Status]:
-    """Return a function that asks the checks that need evaluations, for the status.
+    """Return a function that asks the other checks, for the status.
 
     It keeps the positions that these need, and not those of the whole run.
     """
     asked = []
     for check in checks:
-        if Need.EVALUATIONS in check.needs and could_meet(check, run):
+        if check.needs & LATER and could_meet(check, run):
             asked.append((check, run.chosen(check.chains(run))))
 
     found = run.found
@@ -126,22 +129,13 @@ def _asked(check: Check, run: EndedRun, status: Status) -> Status:
     """The status with the findings of one check of a run."""
     if check.unless_said and status.has(check.code):
         return status
-    if check.of_numbers and run.tokens:
-        return status
     run = run.with_findings(status.findings, run.withheld)
     if not all(need.met_by(run) for need in check.needs):
         return status
     try:
-        findings: list[Finding] = check.answers(run)
+        findings: list[Finding] = check.ask(run)
         return status.with_findings(*findings)
     except Exception as error:
         if not is_own(check):
             raise
-        # A run is not lost by a mistake in a check of its user's.
-        warnings.warn(
-            f"The check {type(check).__name__} was not asked, as it failed: "
-            f"{type(error).__name__}: {error}. Let ask(run) return a list, "
-            "[self.finding(text)], or [] where nothing is wrong.",
-            stacklevel=2,
-        )
-        return status
+        return status.with_findings(CheckFailed().of(check, error))

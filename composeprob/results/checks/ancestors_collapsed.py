@@ -18,22 +18,28 @@ class AncestorsCollapsed(Check):
         "N/16 independent ones, at least 4 and at most 12 (below 32 chains N/8)"
     )
     needs = frozenset({Need.LEVEL_0})
-    for_tokens = (
-        "Try ",
-        "Try more chains, sampler=cp.Reveal(redraws=4), or factors that say of partly "
-        "visible tokens what they will mean for the rest.",
+    advice = (
+        "Try more chains, more levels, steps_per_level=3 or more, or weights that "
+        "differ less (anneal='moments' or 'denoised' for observations); "
+        "cp.ReplicaExchange; or cp.AnnealedMCMC, whose chains are independent."
     )
-
-    for_noised_tokens = (
-        "Try ",
-        "Try more chains, more levels, or sampler=cp.TauLeaping(redraws=8).",
+    advice_for_reveals = (
+        "Try more chains, sampler=cp.Reveal(redraws=4), or factors that say of partly "
+        "visible tokens what they will mean for the rest."
+    )
+    advice_for_noise = (
+        "Try more chains, more levels, or sampler=cp.TauLeaping(redraws=8)."
     )
 
     def ask(self, run: EndedRun) -> list[Finding]:
         trust = run.trust
-        return self.findings(trust.independent, trust.ancestors, trust.num_chains)
+        return self.findings(
+            trust.independent, trust.ancestors, trust.num_chains, self.advised(run)
+        )
 
-    def findings(self, worth: float, distinct: float, num_chains: int) -> list[Finding]:
+    def findings(
+        self, worth: float, distinct: float, num_chains: int, advice: str = advice
+    ) -> list[Finding]:
         """Findings on N chains with so many distinct ancestors, worth so many
         independent chains."""
         if worth >= least_effective_ancestors(num_chains):
@@ -41,9 +47,7 @@ class AncestorsCollapsed(Check):
         text = (
             f"After resampling, the {num_chains} chains have {distinct:.0f} distinct "
             f"ancestors (effective number {worth:.1f}): mode proportions are as "
-            "uncertain as with so few chains, and no standard error is given. Try more "
-            "chains, more levels, steps_per_level=3 or more, or weights that differ "
-            "less (anneal='moments' or 'denoised' for observations); "
-            "cp.ReplicaExchange; or cp.AnnealedMCMC, whose chains are independent."
+            "uncertain as with so few chains, and no standard error is given. "
+            f"{advice}"
         )
         return [self.finding(text)]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
-from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import in_question
 from composeprob.findings import Finding
 from composeprob.results.ended import EndedRun
@@ -18,50 +17,52 @@ from composeprob.results.importance import can_draw
 
 
 class Need(enum.Enum):
-    """Things that a check may need of a run, each with its words as the value."""
+    """Things that a check may need of a run: the words for each, and the question
+    whether a run offers it."""
 
-    LEVEL_0 = "chains at level 0"
-    # Made when the status is first looked at, as it takes a compilation.
-    EVALUATIONS = "evaluations of the density, within the checks' share"
-    LEVEL_WEIGHTS = "weights of levels that support what is reported"
-    LINE_INTEGRAL = "an accept test by line integrals"
-    TRUSTED_SCORES = "an accept test by line integrals, or weights by scores alone"
-    SCORES_ALONE = "a density without a log-density"
-    COMPOSITION = "factors that can disagree"
-    IMPORTANCE = "factors that can be drawn from and compared"
-    FINITE = "finite positions"
-    LAST_POSITIONS = "a run without draws"
-    NO_FINDING = "a run without a finding"
-    ANOTHER_RUN = "another run of the program"
+    LEVEL_0 = ("chains at level 0", lambda run: run.arrived)
+    EVALUATIONS = ("evaluations of the density", lambda run: True)
+    LEVEL_WEIGHTS = (
+        "weights of levels that support what is reported",
+        lambda run: run.level_weights,
+    )
+    LINE_INTEGRAL = (
+        "an accept test by line integrals",
+        lambda run: run.kernel.integrates_score,
+    )
+    TRUSTED_SCORES = (
+        "an accept test by line integrals, or weights by scores alone",
+        lambda run: run.kernel.integrates_score or run.weighted_by_scores,
+    )
+    SCORES_ALONE = (
+        "a density without a log-density",
+        lambda run: "energy" not in run.density.capabilities,
+    )
+    COMPOSITION = (
+        "factors that can disagree",
+        lambda run: in_question(run.density),
+    )
+    IMPORTANCE = (
+        "factors that can be drawn from and compared",
+        lambda run: can_draw(run.density),
+    )
+    FINITE = ("finite positions", lambda run: run.finite)
+    # Scores, distances and barriers are of numbers.
+    NUMBERS = ("positions of numbers, not of tokens", lambda run: not run.tokens)
+    # Draws may be on disk, and are not read for a check.
+    LAST_POSITIONS = ("a run without draws", lambda run: run.ending.asked is None)
+    NO_FINDING = ("a run without a finding", lambda run: not run.found)
+    # Nothing that one run has: `Result.compare`, or the asking itself, finds it.
+    ELSEWHERE = ("an answer from elsewhere", lambda run: False)
 
-    def met_by(self, run: EndedRun) -> bool:
-        """Return whether a run offers it."""
-        if self is Need.LEVEL_0:
-            return run.arrived
-        if self is Need.LEVEL_WEIGHTS:
-            return run.level_weights
-        if self is Need.LINE_INTEGRAL:
-            return run.kernel.integrates_score
-        if self is Need.TRUSTED_SCORES:
-            return run.kernel.integrates_score or run.weighted_by_scores
-        if self in (Need.SCORES_ALONE, Need.COMPOSITION, Need.IMPORTANCE):
-            return self._met_by(run.density)
-        if self is Need.FINITE:
-            return run.finite
-        # Draws may be on disk, and are not read for a check.
-        if self is Need.LAST_POSITIONS:
-            return run.ending.asked is None
-        if self is Need.NO_FINDING:
-            return not run.found
-        return self is Need.EVALUATIONS
+    def __init__(self, words: str, met_by: Callable[[EndedRun], bool]):
+        self.words = words
+        self.met_by = met_by
 
-    def _met_by(self, density: AnnealedDensity) -> bool:
-        """Return whether a run's density offers it."""
-        if self is Need.COMPOSITION:
-            return in_question(density)
-        if self is Need.IMPORTANCE:
-            return can_draw(density)
-        return "energy" not in density.capabilities
+
+LATER = frozenset({Need.EVALUATIONS, Need.NO_FINDING})
+"""Needs with which a check is asked when the status is first looked at: evaluations
+take a compilation, and findings may come until then."""
 
 
 class Check(abc.ABC):
@@ -69,9 +70,13 @@ class Check(abc.ABC):
 
     ``code`` names its findings, ``withholds`` says whether they mislead standard
     errors, so that none is given, and ``meaning`` is its row in the table of *Did it
-    work?*. A run is asked where it meets all of ``needs``; with `Need.EVALUATIONS` when
-    the status is first looked at, else as the run ends. ``unless_said`` leaves a check
-    out where another has found its code already.
+    work?*. A run is asked where it meets all of ``needs``: when the status is first
+    looked at if one of these is in `LATER`, else as the run ends. ``unless_said``
+    leaves a check out where one that was asked before it has found its code already.
+
+    ``advice`` says what to try, at the end of a message; runs of tokens have other
+    advice where ``advice_for_reveals`` or ``advice_for_noise``, of tokens under uniform
+    noise, is not empty.
 
     Example:
         >>> from composeprob.results.checks import CHECKS
@@ -84,40 +89,30 @@ class Check(abc.ABC):
     meaning: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     unless_said: ClassVar[bool] = False
-    of_numbers: ClassVar[bool] = False
-    """True for checks of scores, distances or barriers, which tokens do not have."""
-    for_tokens: ClassVar[tuple[str, str]] = ("", "")
-    """The text of its messages from which on a run of reveals has other advice, and
-    that advice."""
-    for_noised_tokens: ClassVar[tuple[str, str]] = ("", "")
-    """The same for runs of tokens under uniform noise."""
+    advice: ClassVar[str] = ""
+    advice_for_reveals: ClassVar[str] = ""
+    advice_for_noise: ClassVar[str] = ""
 
     @abc.abstractmethod
     def ask(self, run: Any) -> list[Finding]:
         """Return what it finds in an `EndedRun`; an empty list where nothing is
         wrong."""
 
-    def answers(self, run: Any) -> list[Finding]:
-        """Return what it finds, with the advice for tokens where it has another."""
-        findings = self.ask(run)
-        if not run.tokens:
-            return findings
-        words = self.for_noised_tokens
+    def advised(self, run: EndedRun) -> str:
+        """What to try, by the kind of run."""
         if run.reveals:
-            words = self.for_tokens
-        begin, advice = words
-        if not begin:
-            return findings
-        told = []
-        for finding in findings:
-            known, found, _ = finding.message.partition(begin)
-            text = known + advice if found else finding.message
-            told.append(self.finding(text))
-        return told
+            return self.advice_for_reveals or self.advice
+        if run.tokens:
+            return self.advice_for_noise or self.advice
+        return self.advice
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
-        """Indices of the chains whose positions it evaluates. With `Need.EVALUATIONS`
-        it is asked of a run that holds no others, so that a result is small."""
+        """Indices of the chains whose positions it evaluates.
+
+        With `Need.EVALUATIONS` the run that it is asked holds the arrays of `Chains`
+        for these alone, so that a result is small. Its genealogy, samples and number of
+        chains are those of all.
+        """
         return np.arange(run.num_chains)
 
     def finding(self, message: str) -> Finding:

@@ -26,15 +26,22 @@ class ErraticWeights(Check):
     needs = frozenset({Need.LEVEL_WEIGHTS})
     unless_said = True
 
-    for_noised_tokens = ("Compile ", "Compile with many more levels.")
+    advice = (
+        "Compile with many more levels, widen the sharp factor, or try "
+        "anneal='tempered'."
+    )
+    advice_for_noise = "Compile with many more levels."
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        # The weights of a reveal have no error that closer levels would remedy.
-        if run.reveals:
+        # Exact weights have no error that closer levels would remedy.
+        if run.trust.exact_weights:
             return []
-        return self.findings(np.asarray(run.records.weight_variance))
+        variance = np.asarray(run.records.weight_variance)
+        return self.findings(variance, self.advised(run))
 
-    def findings(self, variance: Float[np.ndarray, " levels"]) -> list[Finding]:
+    def findings(
+        self, variance: Float[np.ndarray, " levels"], advice: str = advice
+    ) -> list[Finding]:
         """Findings on relative variances of increments, NaN where there was none."""
         effective = effective_share_of_steps(variance)
         erratic = effective < tuning.FINDINGS.ess_floor
@@ -44,7 +51,7 @@ class ErraticWeights(Check):
             "The weight increments of a single step differ so much that only "
             f"{np.nanmin(effective):.2g} of the chains count, at "
             f"{levels_in_words(erratic)}: a factor changes over a shorter distance "
-            "than the step is long, and the log-evidence comes out too low. Compile "
-            "with many more levels, widen the sharp factor, or try anneal='tempered'."
+            "than the step is long, and the log-evidence comes out too low. "
+            f"{advice}"
         )
         return [self.finding(text)]

@@ -21,9 +21,7 @@ class FewChains(Check):
         "no problem was found; where fewer than half of the chains count, the "
         "log-SNRs between which the others were lost"
     )
-    needs = frozenset({Need.EVALUATIONS, Need.NO_FINDING, Need.LAST_POSITIONS})
-
-    for_tokens = (" Most of the others", "")
+    needs = frozenset({Need.NO_FINDING, Need.LAST_POSITIONS})
 
     def chains(self, run: EndedRun) -> np.ndarray:
         return np.arange(0)
@@ -33,6 +31,8 @@ class FewChains(Check):
         samples = [np.asarray(values) for values in run.samples.values()]
         worth = effective_chains(run.genealogy, samples)
         ess = np.asarray(run.records.ess)
+        if run.reveals:  # their levels are reveals, of which no run has more
+            ess = np.ones_like(ess)
         return self.findings(worth, run.num_chains, ess, run.log_snr)
 
     def findings(

@@ -31,14 +31,13 @@ class FewInMode(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
-    of_numbers = True
     meaning = (
         "the share of a separated mode rests on copies of fewer than eight effective "
         "ancestors; than three, where exponents grow by tracked log-densities and "
         "chains did not move at level 0; unless as great a share of the other chains "
         "has fewer than that too, and all together have five"
     )
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE, Need.NUMBERS})
     unless_said = True
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:

@@ -31,7 +31,6 @@ class FineData(Check):
 
     code = Code.LEVELS_TOO_FEW
     withholds = False
-    of_numbers = True
     meaning = (
         "if factors have only scores and fewer than half of the chains count, the data "
         "are finer than level 0"

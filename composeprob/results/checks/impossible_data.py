@@ -24,12 +24,19 @@ class ImpossibleData(Check):
 
     code = Code.ZERO_DENSITY
     withholds = True
-    of_numbers = True
     meaning = (
         "if factors have only scores, chains ended where the data are all but "
         "impossible; with their share"
     )
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.SCORES_ALONE, Need.FINITE})
+    needs = frozenset(
+        {
+            Need.LEVEL_0,
+            Need.EVALUATIONS,
+            Need.SCORES_ALONE,
+            Need.FINITE,
+            Need.NUMBERS,
+        }
+    )
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         return weighted_chains(run)

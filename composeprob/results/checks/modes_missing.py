@@ -27,7 +27,7 @@ class ModesMissing(Check):
     meaning = (
         "by `result.compare`: another run has modes that this one lacks, or conversely"
     )
-    needs = frozenset({Need.ANOTHER_RUN})
+    needs = frozenset({Need.ELSEWHERE})
 
     def ask(self, run: Isolated) -> list[Finding]:
         if run.by_chance >= tuning.COMPARISON.chance:

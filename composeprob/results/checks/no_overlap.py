@@ -16,7 +16,7 @@ from composeprob.results.geometry import spaced
 class Agreement(Check):
     """Common part of the checks that ask `composeprob.density.overlap`."""
 
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.COMPOSITION})
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.COMPOSITION, Need.FINITE})
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         number = np.clip(
@@ -26,8 +26,6 @@ class Agreement(Check):
 
     def findings(self, run: EndedRun) -> tuple[Finding, ...]:
         """All disagreements of factors, evaluated once for all of these checks."""
-        if not run.finite:
-            return ()
         key = KeyUse.OVERLAP.folded_into(run.key)
         return run.once(
             "agreement",

@@ -27,13 +27,12 @@ class OffTarget(Check):
 
     code = Code.OFF_TARGET
     withholds = True
-    of_numbers = True
     meaning = (
         "samples contradict Stein's identity under the density of level 0, by more "
         "than the standard errors of a mean or a variance cover; with the change that "
         "the identity implies"
     )
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE, Need.NUMBERS})
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         most = tuning.SHARES.entries // max(run.size, 1)

@@ -21,11 +21,10 @@ class OneChain(Check):
 
     code = Code.MODES_UNREACHED
     withholds = True
-    of_numbers = True
     meaning = (
         "all draws are of one chain, and nothing shows whether it has missed a mode"
     )
-    needs = frozenset({Need.LEVEL_0})
+    needs = frozenset({Need.LEVEL_0, Need.NUMBERS})
 
     def ask(self, run: EndedRun) -> list[Finding]:
         drawn = run.ending.drawn

@@ -34,8 +34,9 @@ class OwnScores(Check):
         "line integral relied on it; or it does not predict the noise that these are "
         "given"
     )
-    of_numbers = True
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.TRUSTED_SCORES})
+    needs = frozenset(
+        {Need.LEVEL_0, Need.EVALUATIONS, Need.TRUSTED_SCORES, Need.NUMBERS}
+    )
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         limits = tuning.FINDINGS

@@ -72,13 +72,12 @@ class RoundedNetworks(Check):
 
     code = Code.NETWORK_DOUBTED
     withholds = True
-    of_numbers = True
     meaning = (
         "networks that are rounded to bfloat16 move the mean by a tenth of a standard "
         "deviation along some direction, after four standard errors are subtracted, or "
         "the log-evidence by a quarter; of densities with a log-density"
     )
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE, Need.NUMBERS})
 
     def chains(self, run: EndedRun) -> np.ndarray:
         return run.first_chains

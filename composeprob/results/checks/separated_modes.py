@@ -18,9 +18,8 @@ class SeparatedModes(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
-    of_numbers = True
     meaning = "modes are separated, and nothing supports their proportions"
-    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS})
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.NUMBERS})
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         return compared_chains(run.proportions)

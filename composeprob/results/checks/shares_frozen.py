@@ -13,12 +13,13 @@ class SharesFrozen(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
-    of_numbers = True
     meaning = (
-        "mode proportions are unreliable: path weights, or log-densities of separated "
-        "groups, contradict them"
+        "mode proportions are unreliable: path weights, log-densities of separated "
+        "groups, or the two halves of the chains contradict them; or nothing supports "
+        "them, of modes whose log-densities can be compared"
     )
-    needs = frozenset({Need.LEVEL_0})
+    needs = frozenset({Need.LEVEL_0, Need.NUMBERS})
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return [self.finding(defect) for defect in run.proportions.defects]
+        defect = run.proportions.defect
+        return [self.finding(defect)] if defect else []

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import Transform
 
-from composeprob.compiler.build import draw
+from composeprob.compiler.build import drawn_latents
 from composeprob.compiler.by_moments import ByMoments, Moments, pays
 from composeprob.compiler.denoised import Denoised
 from composeprob.compiler.discrete import Summed
@@ -358,7 +358,7 @@ class Likelihood(eqx.Module):
             assert values is not None
             return values[name]
 
-        provide = draw() if values is None else given
+        provide = drawn_latents() if values is None else given
         return self._run(provide, 0, redraw)
 
 

@@ -69,16 +69,20 @@ from composeprob.language.policies import Policy, Rising
 def build(
     program: Program, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[Graph, Traced]:
-    """The program as written, not yet simplified, and its trace. The program is run
-    with numbers, and traced. Refused are a program without latent sites, one that asks
-    for the number of a site (by ``if``, ``float`` or NumPy), and a factor of a latent
-    that may not be normalised where ancestral order is not the program's
-    distribution."""
-    statements = run(program.function, args, kwargs, draw())
-    # Sites of NumPyro priors that evidence looks at are noised.
+    """Return the program as written, not yet simplified, and its trace.
+
+    The program is run with numbers, and once more if a factor at a site looks at a
+    NumPyro prior. It is traced, which tells what each statement depends on, and run
+    with reflected latents, which tells scales of both signs. Refused are a program
+    without latent sites, one that asks for the number of a site (by ``if``, ``float``
+    or NumPy), and a factor of a latent that may not be normalised where ancestral order
+    is not the program's distribution.
+    """
+    statements = run(program.function, args, kwargs, drawn_latents())
+    # Sites of NumPyro priors that a factor at a site looks at are noised.
     noised = looked_at(statements)
     if noised:
-        statements = run(program.function, args, kwargs, draw(), noised=noised)
+        statements = run(program.function, args, kwargs, drawn_latents(), noised=noised)
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
     if not latents:
         raise ProgramError(
@@ -87,11 +91,11 @@ def build(
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     values = {name: s.value for name, s in latents.items()}
-    # Its equations tell which latents each statement depends on.
+    # The equations of the trace tell which latents each statement depends on.
     traced, requests = trace(program, args, kwargs, values, noised)
     _check_callbacks(traced, statements)
-    # A second run, with latents at the other side of their location, refuses a scale
-    # that takes both signs.
+    # A run with latents at the other side of their location refuses a scale that takes
+    # both signs.
     with no_random_numbers(
         f"Program '{program.name}'",
         ProgramError,
@@ -414,16 +418,16 @@ def _check_observations(observations: list[Observation]) -> None:
     for o in observations:
         if not o.depends_on:
             raise ProgramError(
-                f"Evidence {o.name!r} depends on no site, so it weighs all samples "
+                f"Observation {o.name!r} depends on no site, so it weighs all samples "
                 "alike.",
                 where=o.where,
                 fix="let it use the value that cp.sample returned.",
             )
 
 
-def draw() -> Provide:
-    """Values of latents: standard normals at noised sites, tokens at categorical ones,
-    draws of their priors at static ones."""
+def drawn_latents() -> Provide:
+    """Return what gives latents their values: standard normals at noised sites, tokens
+    at categorical ones, draws of their priors at static ones."""
     rng = np.random.default_rng(0)
     count = itertools.count()
 

@@ -169,14 +169,14 @@ def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
     """Split a site's expression into F, made of noised marginals, and the potential G:
     all other factors. A user's energy or a classifier has no rate, but it has values:
     it enters the weights between levels as a ratio instead."""
-    return divided(root, has_rate)
+    return split_by(root, has_rate)
 
 
-def divided(
+def split_by(
     node: Factor, holds: Callable[[Factor], bool]
 ) -> tuple[Factor | None, Factor | None]:
-    """The product of a product's factors that satisfy a condition, and that of the
-    others; None where there are none."""
+    """Return the product of a product's factors that satisfy a condition, and that of
+    the others; None where there are none."""
     chosen = [holds(factor) for factor, _ in node.split()]
     others = [not holding for holding in chosen]
     return part(node, chosen), part(node, others)

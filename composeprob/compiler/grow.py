@@ -8,7 +8,7 @@ power w_k of the noised one (`Growth`), and this path is followed here: for f^w 
 that starts as f, also for f·(f/g)^γ and for f/g^v. The log-weight increment of a chain
 is then (dw/dτ)·log f along its path, so exponents grow only where log f is known with
 its constants and the heights of its modes: given by closed forms, and by energies that
-were trained for both, or carried by the chains of weighted samplers (`is_tracked`).
+were trained for both, or carried by the chains of weighted samplers (`can_be_tracked`).
 Elsewhere they are constant.
 """
 
@@ -33,17 +33,11 @@ from composeprob.ir.render import formula
 def grow(graph: Graph, tracking: bool = True) -> Graph:
     """Give growing exponents to every product whose factors allow it, and note each;
     without ``tracking`` none to factors whose log-density chains would have to carry.
-
-    The exponents e from which they grow leave the noisiest level the noise of a single
-    factor where they can. A factor that multiplies has a power of at most 1 there. A
-    factor that divides counts as far as the total stays at 1, so that it vanishes in
-    guidance and negations, and counts in full in Bayes' rule, f·g/h. Powers below 1 are
-    brought up to a total of 1.
     """
     clean = float(graph.levels.sigma[0] / graph.levels.alpha[0]) ** 2
 
     def grown_root(root: Factor, site: Site) -> Factor:
-        tracks = tracking and _may_track(graph, site)
+        tracks = tracking and _site_can_track(graph, site)
         return _grown(root, site.shape, clean, tracks)
 
     grown = graph.map_roots(grown_root)
@@ -72,7 +66,7 @@ def tracked_of(node: Factor) -> tuple[int, ...]:
     return () if growth is None else growth.tracked
 
 
-def _may_track(graph: Graph, site: Site) -> bool:
+def _site_can_track(graph: Graph, site: Site) -> bool:
     """Return whether chains can carry log-densities: of factors of the program's only
     site, of few numbers, without latents.
 
@@ -129,14 +123,14 @@ def _grown_product(
     start, sharpness = _start(powers, np.stack(noise_powers))
     growing = tuple(np.flatnonzero(start != node.powers).tolist())
     tracked = tuple(i for i in growing if not _is_calibrated(node.factors[i]))
-    trackable = all(tracks and is_tracked(node.factors[i]) for i in tracked)
+    trackable = all(tracks and can_be_tracked(node.factors[i]) for i in tracked)
     if not growing or not trackable:
         return node
     growth = Growth(start, powers, sharpness, np.asarray(clean), growing, tracked)
     return replace(node, growth=growth)
 
 
-def is_tracked(factor: Factor) -> bool:
+def can_be_tracked(factor: Factor) -> bool:
     """Return whether chains can carry log f of a factor: a single noised marginal of
     the whole site, so that its reverse kernel follows from its score."""
     if not isinstance(factor, Leaf) or not has_rate(factor):
@@ -156,8 +150,15 @@ def _is_calibrated(factor: Factor) -> bool:
 def _start(
     powers: Float[np.ndarray, " n"], noise_powers: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Exponents e and sharpnesses κ of a product at the noisiest level, by its powers
-    and its factors' powers of noise at each entry; see `Growth`."""
+    """Return exponents e and sharpnesses κ of a product at the noisiest level, by its
+    powers and its factors' powers of noise at each entry; see `Growth`.
+
+    The exponents e leave the noisiest level the noise of a single factor where they
+    can. A factor that multiplies has a power of at most 1 there. A factor that divides
+    counts as far as the total stays at 1, so that it vanishes in guidance and
+    negations, and counts in full in Bayes' rule, f·g/h. Powers below 1 are brought up
+    to a total of 1.
+    """
     # A factor with no power of noise anywhere, such as a classifier or a constant,
     # keeps its exponent.
     present = noise_powers != 0

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
 from composeprob.compiler.anneal import Likelihood
-from composeprob.compiler.check import divided, node_capabilities, site_parts
+from composeprob.compiler.check import node_capabilities, site_parts, split_by
 from composeprob.compiler.discrete import key_of
 from composeprob.compiler.exact import no_closed_form
 from composeprob.compiler.experts import ExpertExpression, experts
@@ -590,7 +590,7 @@ def lower(
         potentials[site.name] = potential
         energies[site.name] = None
         if potential is not None:
-            energies[site.name], _ = divided(potential, _is_energy)
+            energies[site.name], _ = split_by(potential, _is_energy)
 
     # Leaves in the order of `Described.offers`, which names them in messages.
     places = []
@@ -641,7 +641,7 @@ def _moved(
         marginal = marginals[site.name]
         if marginal is None or site.ancestral:
             continue
-        latent, unmoved = divided(marginal, _of_latents)
+        latent, unmoved = split_by(marginal, _of_latents)
         if latent is None:
             continue
         rest = None

@@ -104,7 +104,6 @@ def compile(
     traced = any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))
     )
-    # JAX's own error would name a tracer, where the user has written jit around it.
     with usual():
         try:
             return lowered(program, args, kwargs, schedule, precision)
@@ -113,6 +112,7 @@ def compile(
                 raise _without_gradient(program) from error
             if isinstance(error, ComposeProbError) or not traced:
                 raise
+            # JAX's own error would name a tracer, where the user has written jit.
             raise WrongTypeError(
                 "compile got arguments inside of jax.jit, jax.vmap or jax.grad, which "
                 "have no values there.",

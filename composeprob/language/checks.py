@@ -204,8 +204,8 @@ def mismatch(
 def explained(
     error: Exception, latents: Mapping[str, Array]
 ) -> ComposeProbError | None:
-    """The message for an error of NumPyro's, or of Python's formatting; None for any
-    other.
+    """Return the error that explains one of NumPyro's, or of Python's formatting; None
+    for any other.
 
     NumPyro raises from deep inside: the frames of its traceback hold the names that a
     user needs. Explained are a factor given to ``numpyro.sample``, a plate about a

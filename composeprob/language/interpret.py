@@ -87,7 +87,7 @@ Redraw = Callable[[str, Distribution, Array], Array]
 """(name, distribution, value) → the value that the program gets for an observed one."""
 KIND = "composeprob.kind"
 WHERE = "composeprob.where"
-EVENT_DIM = "composeprob.dims"
+EVENT_DIM = "composeprob.event_dim"
 """Entries that are added to NumPyro's messages: a statement's kind and place, and the
 event dimensions of its distribution before plates and masks."""
 

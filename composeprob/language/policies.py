@@ -116,8 +116,8 @@ class Policy:
         )
 
     def of_level(self, name: str, function: Callable[[Array], T], level: Array) -> T:
-        """The value of a user's function of the level; only a policy that takes levels
-        evaluates it."""
+        """Return the value of a user's function of the level, which only a policy that
+        takes levels evaluates."""
         if self.takes_levels:
             return function(level)
         raise ProgramError(

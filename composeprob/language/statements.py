@@ -78,7 +78,7 @@ def sample(
         got = a_kind(factor_or_distribution)
         raise WrongTypeError(
             f"Site {name!r} needs a factor or a NumPyro distribution; got {got}.",
-            fix=_as_factor(factor_or_distribution),
+            fix=_fix_of_no_factor(factor_or_distribution),
         )
     _check_place("sample", name)
     if is_factor(factor_or_distribution):
@@ -252,7 +252,7 @@ def factor(
         _reward(name, log_weight, at, anneal)
         return
     if is_factor(log_weight) or at is not None:
-        evidence = check_evidence(name, log_weight, at, anneal)
+        evidence = _checked_factor(name, log_weight, at, anneal)
         if block is not None:
             check_count(block, "block")
         _check_place("factor", name)
@@ -328,9 +328,9 @@ def _as_log_weight(name: str, log_weight: object) -> Array:
     return weight.astype(jnp.result_type(float, weight))
 
 
-def check_evidence(name: str, factor: object, at: object, anneal: object) -> Factor:
-    """The factor; refuses one without its site, a site without a factor, and a policy,
-    which factors do not need."""
+def _checked_factor(name: str, factor: object, at: object, anneal: object) -> Factor:
+    """Return the factor at a site. Refuse one without its site, a site without a
+    factor, and a policy, which factors do not need."""
     if at is None:
         raise WrongTypeError(
             f"Evidence {name!r} is a factor, and at= does not name the site that it "
@@ -423,7 +423,7 @@ def _check_place(statement: str, name: str) -> None:
         )
 
 
-def _as_factor(value: object) -> str:
+def _fix_of_no_factor(value: object) -> str:
     """The fix that turns a value in the place of a factor into a factor."""
     if isinstance(value, str):
         return f"cp.load({value!r}) is a factor of the zoo, where cp.zoo() lists it."
@@ -484,7 +484,7 @@ def _at_level(
     message: Message = {
         "type": LEVEL,
         "name": name,
-        "fn": lambda: 0,
+        "fn": lambda: 0,  # NumPyro calls it where no handler gives a value
         "args": (),
         "kwargs": {},
         "value": None,

@@ -69,14 +69,14 @@ class Finish(NamedTuple):
     then: str
 
 
-def by_score(samples: int, metric: str = "none") -> MALA:
+def kernel_by_scores(samples: int, metric: str = "none") -> MALA:
     """Return the default kernel for densities that offer only their score, for this
     number of samples."""
     return MALA(Adaptive(), log_ratio=bounded(samples), metric=metric)
 
 
-def only_score(moved: str) -> str:
-    """Return the reason for a kernel `by_score`."""
+def reason_of_line_integrals(moved: str) -> str:
+    """Return the reason for a kernel of line integrals."""
     return f"a factor offers only its score: a line integral of it corrects {moved}"
 
 
@@ -114,7 +114,7 @@ def choose(
         why = f"{enough}, which keeps the modes' shares right"
         if energy:
             return SMC(then=finishers), f"{why}; tuned MALA moves{then}"
-        sampler, then = _by_score(density, num_chains, draws)
+        sampler, then = _smc_by_scores(density, num_chains, draws)
         return sampler, f"{why}; {then}"
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
@@ -123,7 +123,7 @@ def choose(
     return independent(density, reason, num_chains, draws or 1)
 
 
-def _by_score(
+def _smc_by_scores(
     density: AnnealedDensity, num_chains: int, draws: int | None
 ) -> tuple[Sampler, str]:
     """Return `SMC` of a density that offers only its score, and the words for its
@@ -136,12 +136,13 @@ def _by_score(
         return SMC(), "reverse steps alone, along which log f is tracked"
     samples = num_chains * (draws or 1)
     if interweaves(density):
-        kernel = Interweaving(log_ratio=bounded(samples))
-        return SMC(kernel, then=_finishers_by_score(density)), TOGETHER
-    return SMC(by_score(samples, metric="auto")), only_score("its moves")
+        together = Interweaving(log_ratio=bounded(samples))
+        return SMC(together, then=_finishers_of_hierarchy(density)), TOGETHER
+    kernel = kernel_by_scores(samples, metric="auto")
+    return SMC(kernel), reason_of_line_integrals("its moves")
 
 
-def _finishers_by_score(density: AnnealedDensity) -> tuple[Finisher, ...]:
+def _finishers_of_hierarchy(density: AnnealedDensity) -> tuple[Finisher, ...]:
     """Return the finishers of runs that move latents together with their members."""
     if FunnelMoves.suits(density):
         return WarmUp(), FunnelMoves()
@@ -269,19 +270,19 @@ def independent(
     step = ReverseStep(control="none")
     if interweaves(density):
         together = Interweaving(log_ratio=bounded(num_chains * draws))
-        sampler = AnnealedMCMC(together, 3, step, then=_finishers_by_score(density))
+        sampler = AnnealedMCMC(together, 3, step, then=_finishers_of_hierarchy(density))
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         finishers, then = closed_by(density, num_chains)
         count = tuning.INDEPENDENT.transitions
-        if few_show_less(density, num_chains * draws):
+        if one_transition_suffices(density, num_chains * draws):
             count = tuning.INDEPENDENT.of_few
         sampler = AnnealedMCMC(_hmc(density), count, step, then=finishers)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 with 3 points, 0.14
     # by five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or
     # along HMC's own trajectory, over 0.15.
-    kernel = by_kind(lambda: by_score(num_chains * draws), density)
+    kernel = by_kind(lambda: kernel_by_scores(num_chains * draws), density)
     # The step to level 0 leaves chains wider than the data are, and a few transitions
     # there do not narrow them.
     noised_only = all(site.kind == "noised" for site in density.sites.values())
@@ -290,12 +291,12 @@ def independent(
         finishers = (WarmUp(),)
         then = "; then a warm-up at level 0, as the data are finer than it is"
     sampler = AnnealedMCMC(kernel, 3, step, then=finishers)
-    return sampler, f"{why}; {only_score('independent chains')}{then}"
+    return sampler, f"{why}; {reason_of_line_integrals('independent chains')}{then}"
 
 
-def few_show_less(density: AnnealedDensity, samples: int) -> bool:
-    """Return whether so few samples hide what one transition of HMC at each level
-    leaves uncorrected, in programs of learned factors alone.
+def one_transition_suffices(density: AnnealedDensity, samples: int) -> bool:
+    """Return whether one transition of HMC at each level is enough: so few samples hide
+    what it leaves uncorrected, in programs of learned factors alone.
 
     Closed forms are not among them: where proportions lack support, `patient` chains
     follow, which cost more than the transitions.
@@ -313,7 +314,8 @@ def can_wait(density: AnnealedDensity) -> bool:
 
 
 def without_data(density: AnnealedDensity) -> bool:
-    """Return whether a program has factors alone, without observations and latents.
+    """Return whether a program has factors alone, without measurements and latents;
+    log-weights of `cp.factor` count as factors.
 
     If its weights are too uneven on `choose`'s levels, closer levels are the remedy.
     """

@@ -65,7 +65,8 @@ class Sampler(eqx.Module):
         exchange: rule by which chains exchange places: a `Resampler` of `SMC`, a swap
             of `ReplicaExchange`.
         finishers: post-processing moves at level 0, the argument ``then=``.
-        check_levels: Feynman–Kac weights are computed once more over every other level.
+        check_levels: whether the run is repeated over every other level, which tells
+            the discretisation error of Feynman–Kac weights.
         moves: the transitions, once `prepare` has resolved them.
     """
 
@@ -449,8 +450,9 @@ class SMC(Sampler):
 
     Where weights differ much, many chains become copies of few: ``result.ancestors``
     says how many of the first chains have descendants; ``result.effective_chains`` and
-    every standard error follow from that. Below some hundred chains independent ones
-    (`AnnealedMCMC`) are better.
+    every standard error follow from that. `infer` takes independent chains
+    (`AnnealedMCMC`) where there are fewer than 32, or than 256 where log-densities can
+    be compared between modes.
 
     Args:
         kernel: any kernel, or ``cp.Renoise()``; left out, ``MALA(Adaptive(),

@@ -309,7 +309,7 @@ def test_summed_scores_have_the_finding(monkeypatch):
 
 @pytest.mark.parametrize("eta", [1.0, 0.0])
 def test_reverse_diffusion_of_one_model_has_no_finding(monkeypatch, eta):
-    density = cp.compile(single, THREE_APART)
+    density = cp.compile(single, THREE_APART, schedule=cp.Schedule.log_snr(200))
     result, log_weights = ended(monkeypatch, density, cp.Ancestral(eta))
     assert result.status.ok
     assert np.ptp(log_weights) == 0

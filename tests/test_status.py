@@ -7,9 +7,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
+import composeprob as cp
 from composeprob.findings import Code, Finding
 from composeprob.results.checks import CHECKS, Need
 from composeprob.results.checks.acceptance_collapsed import AcceptanceCollapsed
@@ -24,7 +27,7 @@ from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.samples_diverged import SamplesDiverged
 from composeprob.results.status import Status
 from composeprob.runtime.progress import Progress
-from messages import check_wording
+from messages import check_finding, check_wording
 
 K, N = 20, 100
 HEALTHY = {
@@ -370,3 +373,25 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     # Five of a thousand that are far may be the tail of a distribution.
     some[5:20] = 0.0
     assert SamplesDiverged().findings({"x": some}, alpha, sigma) == []
+
+
+def test_reverse_steps_alone_lose_half_the_distance_of_levels():
+    @cp.program
+    def program(f):
+        cp.sample("x", f)
+
+    factor = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40, -9.0, 11.0))
+    density = cp.compile(program, factor)
+    key = jax.random.key(0)
+    options = {"sampler": cp.Ancestral(), "progress": False}
+    few = cp.infer(density, key, num_chains=16, **options)
+    assert few.status.ok
+    assert few.trust.narrowing == pytest.approx(0.22, abs=0.01)
+    many = cp.infer(density, key, num_chains=2000, **options)
+    lost = 1 - float(np.var(many["x"]))
+    assert abs(lost - many.trust.narrowing) < 4 * np.sqrt(2 / 2000)
+    assert "lose 22%" in check_finding(many.status, Code.LEVELS_TOO_FEW)
+    assert many.status.withholds
+    ddim = cp.infer(density, key, num_chains=16, sampler=cp.Ancestral(0.0))
+    assert ddim.trust.narrowing == pytest.approx(0.12, abs=0.01)
+    assert cp.infer(density, key, num_chains=16).trust.narrowing == 0

@@ -62,7 +62,7 @@ SAMPLES = "samples/"
 WRITTEN = {
     "sites": tuple[str, ...],
     "status": tuple[tuple[str, ...], ...],
-    "trust": dict[str, float | str] | None,
+    "trust": dict[str, float | bool | str] | None,
 }
 """Fields of a result that are written in another form among the facts of a file."""
 
@@ -219,7 +219,7 @@ def _is_a(value: JSON, kind: Any) -> bool:
             return False
         return all(_is_a(each, arguments[0]) for each in value)
     if isinstance(value, bool):  # which Python takes for an integer
-        return False
+        return kind is bool
     if kind is float:
         return isinstance(value, (int, float))
     return isinstance(value, kind)

@@ -53,9 +53,10 @@ SHOWN = (
     ("memory", "{:.2g}", "correlation of latents with where they began"),
     ("discretisation", "{:.2g} nats", "discretisation error of log Z"),
     ("missing", "{:.2g} nats", "of log Z found over every other level alone"),
+    ("narrowing", "{:.0%}", "of a Gaussian's variance lost by the reverse steps"),
 )
 """Fields of `Trust` that some runs have: their form, and what they mean."""
-ZERO_WITHOUT = ("drift", "memory", "discretisation", "missing")
+ZERO_WITHOUT = ("drift", "memory", "discretisation", "missing", "narrowing")
 """Fields that are 0, instead of NaN, where there is nothing to say."""
 
 
@@ -92,6 +93,8 @@ class Trust:
         discretisation: error of log Z by the distance of levels, in nats.
         missing: nats by which log Z of the run over every other level is greater than
             the run's, beyond noise; 0 where it is not.
+        narrowing: share of the variance of N(0, 1) that reverse steps without
+            transitions and weights lose, by the distance of levels; 0 with these.
         corrections: what the run corrected in its mode proportions, as clauses of
             `Result.reason`.
 
@@ -117,6 +120,7 @@ class Trust:
     memory: float = 0.0
     discretisation: float = 0.0
     missing: float = 0.0
+    narrowing: float = 0.0
     corrections: str = ""
 
     @property
@@ -143,7 +147,7 @@ class Trust:
         reported, so that a default run ends; other checks may still find something."""
         return not self.lacks
 
-    def numbers(self) -> dict[str, float | str]:
+    def numbers(self) -> dict[str, float | bool | str]:
         """The fields that are not NaN, for files."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value == value}

@@ -520,8 +520,22 @@ def _trust(
         memory=memory,
         discretisation=evidence.discretisation,
         missing=evidence.missing,
+        narrowing=_narrowing(ended),
         corrections=support.corrections,
     )
+
+
+def _narrowing(ended: Ended) -> float:
+    """Share of a variance that reverse steps lose, which nothing corrects; 0 where
+    transitions or weights do."""
+    state = ended.state
+    sampler = state.sampler
+    corrected = sampler.kernel is not None or sampler.weights is not None
+    if corrected or sampler.step is None:
+        return 0.0
+    # σ²/α² is the inverse of the ratio of signal and noise.
+    log_snr = np.asarray(state.density.schedule.log_snr, np.float64)
+    return sampler.step.narrowing(np.exp(-log_snr[np.sort(ended.visited)]))
 
 
 def _least(values: Float[np.ndarray, " levels"]) -> float:

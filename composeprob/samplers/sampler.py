@@ -623,7 +623,9 @@ class Ancestral(Sampler):
 
     The score of the noised product is not the sum of the noised scores, so this samples
     something else than the program's density. It is the baseline that the other
-    samplers correct (Du et al. 2023, section 3).
+    samplers correct (Du et al. 2023, section 3). Of any program its samples are too
+    narrow where levels are far apart: they have .85 of the variance of a Gaussian on 60
+    levels, and .98 on 600. `Trust.narrowing` states what is lost.
 
     Args:
         eta: η in [0, 1]; 1 is DDPM's ancestral sampling, 0 deterministic DDIM.

@@ -101,6 +101,28 @@ class ReverseStep(eqx.Module):
 
     __repr__ = settings
 
+    def narrowing(self, variances: Float[np.ndarray, " levels"]) -> float:
+        r"""Return the share of the variance of N(0, 1) that steps of order 1 lose.
+
+        Each step has the variance of one point's posterior, not of the data's. From
+        level to level a Gaussian's variance V in units of α becomes
+        $(1 - G/(1 + s_1))^2\,V + Q$. What is lost is half the distance of levels in
+        log-SNR, or a quarter for DDIM, and about the same for data of any variance.
+
+        Args:
+            variances: s = σ²/α² of the levels, from the one with the least noise.
+        """
+        if self.order != 1 or len(variances) < 2:
+            return 0.0
+        s = np.asarray(variances, np.float64)
+        step = Step.ddpm(jnp.asarray(s[1:]), jnp.asarray(s[:-1]), self.eta)
+        slopes = 1 - np.asarray(step.gain) / (1 + s[1:])
+        noises = np.asarray(step.noise)
+        variance = s[-1]
+        for slope, noise in zip(slopes[::-1], noises[::-1], strict=True):
+            variance = slope**2 * variance + noise**2
+        return float(max(1 - variance / (1 + s[0]), 0.0))
+
 
 def _is_length(value: object) -> bool:
     """Return whether a value is a finite number ≥ 0; a truth value is not."""

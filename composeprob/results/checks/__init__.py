@@ -21,6 +21,7 @@ from composeprob.results.checks.levels_too_few import LevelsTooFew
 from composeprob.results.checks.mass_missing import MassMissing
 from composeprob.results.checks.modes_missing import ModesMissing
 from composeprob.results.checks.modes_unreached import ModesUnreached
+from composeprob.results.checks.narrow_steps import NarrowSteps
 from composeprob.results.checks.network_doubted import NetworkDoubted
 from composeprob.results.checks.no_overlap import NoOverlap
 from composeprob.results.checks.noise_left import NoiseLeft
@@ -72,6 +73,7 @@ CHECKS: tuple[Check, ...] = (
     Unsettled(),
     MassMissing(),
     NoiseLeft(),
+    NarrowSteps(),
     LevelsTooFew(),
     FineData(),
     CheckFailed(),

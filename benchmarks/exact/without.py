@@ -158,7 +158,7 @@ WAYS = (
         "tracking",
         "log f of learned factors along paths: constant exponents, moves by scores",
         tracks,
-        Function("composeprob.compiler.grow", "", "_may_track", never),
+        Function("composeprob.compiler.grow", "", "_site_can_track", never),
     ),
     Way(
         "abort",

@@ -159,7 +159,7 @@ def test_what_a_status_withholds_is_read():
     (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
     density = case.compile()
     row = measure.measured(case, lambda: density, case.exact(), 0, 1000)
-    assert row["codes"] == ["shares_frozen"]
+    assert row["codes"] == ["shares_frozen", "levels_too_few"]
     assert row["errors"] == [None, None]
     share = row["estimates"][0]
     assert row["withheld"][0] == pytest.approx(
@@ -256,14 +256,14 @@ def test_a_way_is_left_out_of_the_runs_that_use_it():
 
 
 def test_a_check_is_left_out_of_the_run_that_it_named():
-    """Reverse diffusion alone loses the shares of modes: without the one check that
-    finds it the run is wrong and OK."""
+    """Reverse diffusion alone loses the shares of modes, and variance: without either
+    check the other one names the run."""
     (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
     density = case.compile()
     row = ablation.default_row(case, lambda: density, case.exact(), 0, 1000)
     assert row["outcome"] == Outcome.NAMED
-    assert row["checks"]["SharesFrozen"] == {"codes": [], "outcome": Outcome.DEFECT}
-    assert set(row["checks"]) == {"SharesFrozen"}
+    left = {"SharesFrozen": ["levels_too_few"], "NarrowSteps": ["shares_frozen"]}
+    assert {name: found["codes"] for name, found in row["checks"].items()} == left
 
 
 def test_programs_of_the_ablation_have_names_of_their_own():

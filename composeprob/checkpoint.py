@@ -26,8 +26,8 @@ class CheckpointFolder:
     sampling) in a directory.
 
     A directory whose checkpoints have another ``fingerprint``, ``{name: value}``, is
-    refused, and so is one that cannot be created or written to. In the background
-    `save` returns as soon as the arrays are copied, while a thread writes them; its
+    refused, and so is one that cannot be created or written to. ``start_again`` is the
+    code by which a user starts again in a folder. In the background `save` returns as soon as the arrays are copied, while a thread writes them; its
     errors are raised by a later `save`, or by `wait`.
     """
 
@@ -35,9 +35,11 @@ class CheckpointFolder:
         self,
         directory: str | Path,
         fingerprint: JSONObject,
+        start_again: str = "cp.Checkpoint(folder, resume=False)",
         in_background: bool = False,
     ):
         self.path = Path(directory).absolute()
+        self.start_again = start_again
         self.fingerprint = fingerprint
         check_writable(
             self.path,
@@ -119,7 +121,7 @@ class CheckpointFolder:
             f"The checkpoint {latest} in {self.path} cannot be read: "
             f"{first_line(reason)}",
             fix="it is damaged: choose another folder, or start again: "
-            "cp.Checkpoint(folder, resume=False).",
+            f"{self.start_again}.",
         ) from reason
 
     def _check(self, stored: JSONObject) -> None:
@@ -128,12 +130,15 @@ class CheckpointFolder:
             if stored.get(name) == value:
                 continue
             difference = f"its {name} is {stored.get(name)!r}, not {value!r}"
-            if str(value).startswith(DIGEST):
+            if self.fingerprint.keys().isdisjoint(stored):
+                kind = "cp.training.train" if "learning_rate" in stored else "cp.infer"
+                difference = f"it is one of {kind}"
+            elif str(value).startswith(DIGEST):
                 difference = f"it differs in: {name}"
             raise LoadError(
                 f"The checkpoint in {self.path} belongs to another run: {difference}.",
                 fix="choose another checkpoint_dir, or start again: "
-                "cp.Checkpoint(folder, resume=False).",
+                f"{self.start_again}.",
             )
 
 

@@ -579,7 +579,9 @@ def train(
     checkpoints = None
     if checkpoint_dir is not None:
         fingerprint = _fingerprint(recipe, network, key)
-        checkpoints = CheckpointFolder(checkpoint_dir, fingerprint)
+        checkpoints = CheckpointFolder(
+            checkpoint_dir, fingerprint, "cp.training.train(…, resume=False)"
+        )
         if not resume:
             checkpoints.clear()
         first = checkpoints.restore(first) or first

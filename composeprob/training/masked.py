@@ -13,8 +13,12 @@ from jaxtyping import Bool, Float, Int, Key
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.categorical import MaskedDiffusion
-from composeprob.training.recipe import Optimised
-from composeprob.user_code import called
+from composeprob.training.recipe import (
+    EXAMPLES,
+    Optimised,
+    check_conditions,
+    example_data,
+)
 
 
 class MaskedBatch(NamedTuple):
@@ -118,25 +122,25 @@ class MaskedRecipe(Optimised):
 
         Raises:
             NetworkError: data that do not return tokens of this length.
+            ConditionError: data with other conditions than the recipe's.
         """
         fix = (
             "write a function: data=lambda key, n: "
             "sequences[jax.random.randint(key, (n,), 0, len(sequences))]."
         )
 
-        def drawn() -> object:
-            return jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))
-
-        made = called("The data of a training recipe", "data(key, n)", drawn, fix)
+        made = example_data(self.data, fix)
+        wanted = (EXAMPLES, self.length)
         tokens = jax.tree.leaves(made)[0]
         whole = jnp.issubdtype(tokens.dtype, jnp.integer)
-        if tokens.shape != (2, self.length) or not whole:
+        if tokens.shape != wanted or not whole:
             raise NetworkError(
                 f"The data of a training recipe returned {tokens.dtype} of shape "
-                f"{tokens.shape} as data(key, 2); tokens are integers of shape "
-                f"{(2, self.length)}.",
+                f"{tokens.shape} as data(key, {EXAMPLES}); tokens are integers of "
+                f"shape {wanted}.",
                 fix=fix,
             )
+        check_conditions(made, self.conditions)
         return (self.length,)
 
     def factor(self, network: object, label: str = "") -> MaskedDiffusion:

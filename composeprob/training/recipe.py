@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from composeprob.arguments import check_count
-from composeprob.errors import InvalidValueError, NetworkError
+from composeprob.errors import ConditionError, InvalidValueError, NetworkError
 from composeprob.extras import needed
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import ENERGIES, Diffusion, Encoder
@@ -27,6 +27,58 @@ if TYPE_CHECKING:
 Data = Callable[[Array, int], Array | tuple[Array, Mapping[str, Array]]]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition:
 values (n, …)})."""
+
+EXAMPLES = 22
+"""Number of events by which the form of data is checked: few events have a size of 22
+themselves, so that events along another axis than the first are found."""
+
+
+def example_data(data: Callable[[Array, int], object], fix: str) -> PyTree:
+    """Return what ``data(key, EXAMPLES)`` gives, without numbers; refuse data that
+    cannot be called so."""
+
+    def draw() -> object:
+        return jax.eval_shape(lambda key: data(key, EXAMPLES), jax.random.key(0))
+
+    return called("The data of a training recipe", "data(key, n)", draw, fix)
+
+
+def check_conditions(
+    made: PyTree, names: Collection[str], has_fixed_names: bool = False
+) -> None:
+    """Refuse data whose conditions are not those of their recipe.
+
+    Args:
+        made: what data return.
+        names: of the recipe's conditions.
+        has_fixed_names: the user cannot choose the names: those of a classifier.
+    """
+    conditions: object = {}
+    if isinstance(made, tuple):
+        conditions = made[-1]
+    if not isinstance(conditions, Mapping):
+        return  # which is refused where data are drawn
+    for name in names:
+        if name not in conditions:
+            fix = f"return pairs from data: (events, {{{name!r}: values}})"
+            if not has_fixed_names:
+                fix += f"; or leave {name!r} out of conditions="
+            raise ConditionError(
+                f"The recipe has the condition {name!r}, and its data do not return "
+                "it: the factor would take a condition that it was not trained with.",
+                fix=f"{fix}.",
+            )
+    for name in conditions:
+        if name not in names:
+            fix = f"leave {name!r} out of what data return"
+            if not has_fixed_names:
+                declared = (*names, name)
+                fix = f"name it, conditions={declared!r}; or {fix}"
+            raise ConditionError(
+                f"The data of a training recipe return {name!r}, which is not a "
+                "condition of the recipe.",
+                fix=f"{fix}.",
+            )
 
 
 def _require(holds: bool, found: str, fix: str) -> None:
@@ -127,6 +179,8 @@ class Conditions:
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.values, str):
+            object.__setattr__(self, "values", (self.values,))
         _require(
             0 <= self.dropout < 1,
             f"the conditions' dropout is {self.dropout}",
@@ -356,14 +410,30 @@ class Recipe(Optimised):
         self._check_cross_condition()
         if self.log_snr is not None:
             _require(
-                self.time != "level",
-                "log_snr is a range, but time='level' is defined at the schedule's "
-                "levels only",
+                self.time not in ("level", "real_level"),
+                f"log_snr is a range, but time={self.time!r} is defined at the "
+                "schedule's levels only",
                 "leave log_snr out, or use time='log_snr'.",
             )
             # Refuses a schedule whose α and σ are not a function of log-SNR. The shapes
             # alone compile nothing.
             jax.eval_shape(self.noise_at, np.float32(self.log_snr_range()[0]))
+            self._check_range()
+
+    def _check_range(self) -> None:
+        """Refuse levels that training does not visit, which the factor would offer."""
+        low, high = self.log_snr_range()
+        log_snr = self.schedule.levels.log_snr
+        lowest = float(log_snr[-1])
+        highest = float(log_snr[0])
+        # A schedule's ends are rounded to single precision.
+        _require(
+            low <= lowest + 1e-3 and highest - 1e-3 <= high,
+            f"the schedule's log-SNR is {lowest:.5g} to {highest:.5g}, of which "
+            f"log_snr={low:.5g} to {high:.5g} does not hold all",
+            f"widen it, log_snr=({min(low, lowest):.5g}, {max(high, highest):.5g}), or "
+            "use a schedule that ends within it.",
+        )
 
     def _check_losses(self) -> None:
         _require(
@@ -440,25 +510,29 @@ class Recipe(Optimised):
         Raises:
             NetworkError: data that are not a function of a key and a number, or return
                 another number of events.
+            ConditionError: data with other conditions than the recipe's.
         """
         fix = (
             "write a function: data=lambda key, n: "
             "images[jax.random.randint(key, (n,), 0, len(images))]."
         )
 
-        def drawn() -> object:
-            return jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))
-
-        made = called("The data of a training recipe", "data(key, n)", drawn, fix)
-        # Events come first, also of a pair with conditions. Two are asked for, as a
-        # function that ignores n mostly returns another number.
+        made = example_data(self.data, fix)
+        # Events come first, also of a pair with conditions.
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(made)]
-        if not shapes or any(shape[:1] != (2,) for shape in shapes):
+        if not shapes or any(shape[:1] != (EXAMPLES,) for shape in shapes):
             found = ", ".join(map(str, shapes)) or "nothing"
+            if shapes and shapes[0][-1:] == (EXAMPLES,):
+                fix = "return one event a row: the number of events is the first axis."
             raise NetworkError(
-                f"The data of a training recipe returned {found} as data(key, 2).",
+                f"The data of a training recipe returned {found} as data(key, "
+                f"{EXAMPLES}).",
                 fix=fix,
             )
+        if self.parameterization == "classifier":
+            check_conditions(made, ("label",), has_fixed_names=True)
+        else:
+            check_conditions(made, tuple(self.condition.values))
         return shapes[0][1:]
 
     def loss(self, kind: type[Kind]) -> Kind | None:

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.errors import InvalidValueError, LoadError, NetworkError
+from composeprob.errors import (
+    ConditionError,
+    InvalidValueError,
+    LoadError,
+    NetworkError,
+)
 from composeprob.training.masked import cross_entropies, draw_masked
 from refusals import refused, rows
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -116,8 +121,12 @@ def changed(**settings):
     return lambda: dataclasses.replace(RECIPE, **settings)
 
 
-def shaped(data):
-    return lambda: dataclasses.replace(RECIPE, data=data).event_shape
+def shaped(data, **settings):
+    return lambda: dataclasses.replace(RECIPE, data=data, **settings).event_shape
+
+
+def with_labels(key, n):
+    return jnp.zeros((n, LENGTH), int), {"label": jnp.zeros(n, int)}
 
 
 REFUSALS = {
@@ -130,6 +139,12 @@ REFUSALS = {
     NetworkError: {
         "events of another length": shaped(lambda key, n: jnp.zeros((n, 5), int)),
         "tokens that are floats": shaped(lambda key, n: jnp.zeros((n, LENGTH))),
+    },
+    ConditionError: {
+        "an undeclared condition": shaped(with_labels),
+        "a condition without data": shaped(
+            lambda key, n: jnp.zeros((n, LENGTH), int), conditions=("label",)
+        ),
     },
 }
 

@@ -13,6 +13,7 @@ import pytest
 import composeprob as cp
 from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import (
+    ConditionError,
     InvalidValueError,
     LoadError,
     NetworkError,
@@ -135,8 +136,23 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
         lambda: other.restore(state),
         LoadError,
     )
+    sampling = CheckpointFolder(tmp_path, {"number of chains": 24})
+    refused(lambda: sampling.restore(state), LoadError, "of cp.training.train")
     other.clear()
     assert other.restore(state) is None
+
+
+def test_the_fix_of_a_refused_checkpoint_is_an_argument_of_train(tmp_path):
+    folder = tmp_path / "run"
+    recipe = tiny(iterations=2)
+    train(recipe, KEY, checkpoint_dir=folder, progress=False)
+
+    def again(**settings):
+        key = jax.random.key(1)
+        return train(recipe, key, checkpoint_dir=folder, progress=False, **settings)
+
+    refused(again, LoadError, "key", r"train\(…, resume=False\)")
+    assert again(resume=False).finished
 
 
 def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
@@ -234,10 +250,10 @@ def test_levels_of_a_schedule():
 
 
 def test_variance_exploding_range():
-    recipe = tiny(schedule=cp.Schedule.edm(10), log_snr=(-4.0, 4.0), time="sigma")
-    noise = recipe.noise(KEY, 100)
+    recipe = tiny(schedule=cp.Schedule.edm(10), log_snr=(-9.0, 13.0), time="sigma")
+    noise = recipe.noise(KEY, 400)
     np.testing.assert_allclose(noise.alpha, 1.0)
-    assert float(noise.sigma.max()) == pytest.approx(np.exp(2), rel=0.05)
+    assert float(noise.sigma.max()) == pytest.approx(np.exp(4.5), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +284,11 @@ def test_variance_exploding_range():
         pytest.param(lambda: tiny(log_snr=(4.0, -6.0)), id="log_snr is"),
         pytest.param(
             lambda: tiny(time="level"), id="defined at the schedule's levels only"
+        ),
+        pytest.param(lambda: tiny(time="real_level"), id="of levels as real numbers"),
+        pytest.param(
+            lambda: tiny(schedule=cp.Schedule.log_snr(10, min=-6.0, max=9.0)),
+            id="a schedule that ends outside of the range",
         ),
         pytest.param(lambda: LogSNR(-6.0, 4.0, focus=(-9.0, 0.0)), id="focus is"),
         pytest.param(
@@ -313,6 +334,54 @@ def test_recipes_that_cannot_be_trained():
         lambda: train(tiny(data=five), KEY),
         NetworkError,
     )
+
+    def transposed(key, n):
+        return jax.random.normal(key, (2, n))
+
+    refused(
+        lambda: train(tiny(data=transposed), KEY),
+        NetworkError,
+        fix="the first axis",
+    )
+
+
+def labelled(*names):
+    """Data whose events come with conditions of these names."""
+
+    def data(key, n):
+        return jnp.zeros((n, 2)), {name: jnp.zeros(n, int) for name in names}
+
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        pytest.param({"conditions": ("label",)}, "label", id="data return none"),
+        pytest.param({"conditions": {"label": 0}}, "label", id="only a null value"),
+        pytest.param(
+            {"conditions": "style", "data": labelled("label")},
+            "style",
+            id="data return another",
+        ),
+        pytest.param({"data": labelled("label")}, "label", id="undeclared"),
+        pytest.param(
+            {"conditions": ("label",), "data": labelled("label", "foo")},
+            "foo",
+            id="one of two undeclared",
+        ),
+        pytest.param(
+            {"parameterization": "classifier"}, "label", id="a classifier's label"
+        ),
+        pytest.param(
+            {"parameterization": "classifier", "data": labelled("label", "foo")},
+            "foo",
+            id="a classifier's other condition",
+        ),
+    ],
+)
+def test_conditions_of_a_recipe_are_those_of_its_data(changes, name):
+    refused(lambda: train(tiny(**changes), KEY), ConditionError, name, name)
 
 
 def test_training_stops_where_weights_are_not_finite_any_more():

@@ -512,7 +512,12 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def to_samples(self, position: Position) -> dict[str, Array]:
         """Return a position in the program's terms: static sites constrained, discrete
-        ones that are summed out drawn given the rest, deterministics computed."""
+        ones that are summed out drawn given the rest, deterministics computed.
+
+        Raises:
+            ShapeError: a site is missing, unknown or of the wrong shape.
+        """
+        self._check(position)
         return self.evaluator.read(position)
 
     def observed(self) -> dict[str, Array]:

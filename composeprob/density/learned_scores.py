@@ -18,6 +18,7 @@ from jaxtyping import Float
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
+from composeprob.errors import ShapeError
 from composeprob.pytree import axpy, squared_norm
 
 
@@ -122,6 +123,10 @@ def curl(
         ``{factor: relative curl}``; empty where every factor is a gradient by
             construction (an energy).
 
+    Raises:
+        LevelError: a level that does not exist.
+        ShapeError: positions of other sites or shapes.
+
     Example:
         >>> import composeprob as cp, jax, jax.numpy as jnp
         >>> turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
@@ -140,6 +145,8 @@ def curl(
         Hutchinson (1990), a stochastic estimator of the trace. Chao et al. (2023), on
         investigating the conservative property of score-based generative models.
     """
+    density.schedule.check_level(level)
+    _check_positions(density, positions)
     leaves_of_suspects: dict[str, list[int]] = {}
     for name, _, offered in density.described.offers:
         if "conservative" not in offered:
@@ -288,6 +295,10 @@ def fokker_planck(
         plate; NaN where the levels around are more than 0.5 apart in log τ, or fewer
         than 5. Factors that see means of blocks are left out.
 
+    Raises:
+        LevelError: a level that does not exist.
+        ShapeError: positions of other sites or shapes.
+
     Example:
         >>> import composeprob as cp, jax, jax.numpy as jnp
         >>> schedule = cp.Schedule.log_snr(60)
@@ -304,6 +315,8 @@ def fokker_planck(
         Lai et al. 2023, *FP-Diffusion: improving score-based diffusion models by
         enforcing the underlying score Fokker–Planck equation* (arXiv 2210.04296).
     """
+    density.schedule.check_level(level)
+    _check_positions(density, positions)
     experts = density.described.experts
     checked = [i for i, expert in enumerate(experts) if expert.averaged == 1.0]
     if not checked:
@@ -327,6 +340,25 @@ def fokker_planck(
         name = experts[i].name
         residuals[name] = max(worst, residuals.get(name, 0.0))
     return residuals
+
+
+def _check_positions(density: AnnealedDensity, positions: Position) -> None:
+    """Refuse positions of many chains with other sites, or of other shapes."""
+    found: dict[str, tuple[int, ...]] = {}
+    if isinstance(positions, dict):
+        found = {name: np.shape(value) for name, value in positions.items()}
+    wanted = {name: site.shape for name, site in density.sites.items()}
+    events = {name: shape[1:] for name, shape in found.items()}
+    numbers = {shape[:1] for shape in found.values()}
+    if events == wanted and len(numbers) == 1 and numbers.isdisjoint({(), (0,)}):
+        return
+    shapes = ", ".join(
+        f"{name!r}: (N, {', '.join(map(str, shape))})" for name, shape in wanted.items()
+    )
+    raise ShapeError(
+        f"Positions have the shapes {found or type(positions).__name__}.",
+        fix=f"chains lead; pass arrays of these shapes, {{{shapes}}}.",
+    )
 
 
 def _stencil(density: AnnealedDensity, level: int) -> Stencil | None:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import over_chains
-from composeprob.errors import InvalidValueError, ShapeError
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError, a_kind
 from composeprob.results.estimates import systematic
 
 Sites = ArrayLike | Mapping[str, ArrayLike]
@@ -286,8 +286,8 @@ def nearest_mode(
 
     The index is −1 for a sample that is not finite.
     """
-    points = np.asarray(samples, np.float64)
-    targets = np.asarray(centers, np.float64)
+    points = _numbers(samples, "samples")
+    targets = _numbers(centers, "centers")
     if points.shape[1:] != targets.shape[1:]:
         raise ShapeError(
             f"Samples are events of shape {points.shape[1:]}, centres of shape "
@@ -311,7 +311,12 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
 
     Args:
         p: probabilities, shape (M,).
-        q: probabilities, shape (M,).
+        q: probabilities, shape (M,). Those that add up to less than 1 leave out what
+            belongs to no mode.
+
+    Raises:
+        ShapeError: distributions over different numbers of modes.
+        InvalidValueError: numbers that are not probabilities.
 
     Example:
         >>> import composeprob as cp
@@ -325,6 +330,14 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
             f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.",
             fix="pass one weight for each of the same modes, 0 where one has none.",
         )
+    for name, values in (("p", p), ("q", q)):
+        # Shares of single precision add up to 1 but for rounding.
+        if not np.all(values >= 0) or values.sum() > 1 + 1e-3:
+            raise InvalidValueError(
+                f"{name} has the sum {values.sum():.4g} and the least entry "
+                f"{values.min():.4g}: it is not a distribution.",
+                fix=f"divide counts by their sum: {name} / {name}.sum().",
+            )
     return float(0.5 * np.abs(p - q).sum())
 
 
@@ -475,18 +488,30 @@ def _rows(tree: Sites, name: str) -> Float64[np.ndarray, "n d"]:
     return np.concatenate(rows, axis=1)
 
 
-def as_rows(samples: ArrayLike, name: str) -> Float64[np.ndarray, "n d"]:
-    """Return samples of shape (n, …) as rows; refuse none, and those not finite.
-
-    ``name`` is that of the argument, for messages.
-    """
-    points = np.asarray(samples, np.float64)
+def _numbers(samples: ArrayLike, name: str) -> Float64[np.ndarray, "n ..."]:
+    """Return samples as an array; refuse none, and what is no array."""
+    try:
+        points = np.asarray(samples, np.float64)
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(
+            f"{name} must be an array of numbers; got {a_kind(samples)}.",
+            fix="pass the values of one site, such as result['x'].",
+        ) from error
     if points.ndim == 0 or len(points) == 0:
         raise ShapeError(
             f"{name} must have a leading axis of at least one sample; got shape "
             f"{points.shape}.",
             fix="pass an array of shape (n, …), such as result['x'].",
         )
+    return points
+
+
+def as_rows(samples: ArrayLike, name: str) -> Float64[np.ndarray, "n d"]:
+    """Return samples of shape (n, …) as rows; refuse none, and those not finite.
+
+    ``name`` is that of the argument, for messages.
+    """
+    points = _numbers(samples, name)
     points = points.reshape(len(points), -1)
     bad = int((~np.isfinite(points)).any(1).sum())
     if bad:

@@ -10,8 +10,10 @@ import pytest
 
 import composeprob as cp
 from composeprob.density.learned_scores import curl
+from composeprob.errors import LevelError, ShapeError
 from composeprob.kernels.gibbs import integrates_score
 from messages import check_finding
+from refusals import refused, rows
 from sampling_cases import SCHEDULE, both, normal, run, single, unit_energy
 
 
@@ -202,3 +204,30 @@ def test_a_network_without_derivatives_does_not_cost_the_run():
     assert np.isnan(result.about.curl["f(x)"])
     assert result.status.ok
     assert np.all(np.isfinite(result["x"]))
+
+
+DENSITY = cp.compile(single, rotation(1.0))
+KEY = jax.random.key(0)
+REFUSED = {
+    LevelError: {
+        "beyond the last level": lambda: curl(DENSITY, points((2,)), 99, KEY),
+        "from the end": lambda: curl(DENSITY, points((2,)), -1, KEY),
+        "half a level": lambda: curl(DENSITY, points((2,)), 1.5, KEY),
+        "half a level of the equation": lambda: cp.metrics.fokker_planck(
+            DENSITY, points((2,)), 1.5, KEY
+        ),
+    },
+    ShapeError: {
+        "one chain": lambda: curl(DENSITY, {"x": jnp.zeros(2)}, 0, KEY),
+        "another site": lambda: curl(DENSITY, {"y": jnp.zeros((4, 2))}, 0, KEY),
+        "an array": lambda: curl(DENSITY, jnp.zeros((4, 2)), 0, KEY),
+        "samples of a site that is not there": lambda: DENSITY.to_samples(
+            {"y": jnp.zeros(2)}
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "call"), rows(REFUSED))
+def test_levels_and_positions_that_do_not_exist_are_refused(kind, call):
+    refused(call, kind)

@@ -10,13 +10,14 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
-from composeprob.errors import InvalidValueError, ShapeError
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.metrics import (
     covariance_error,
     ksd,
     mmd,
     mode_weights,
     nested_rhat,
+    total_variation,
     wasserstein,
 )
 from refusals import refused, rows
@@ -217,6 +218,12 @@ REFUSED = {
         "c > 0": lambda: ksd([[0.0]], lambda x: -x, length=0.0),
         "in scores are not finite": lambda: ksd([[0.0]], [[np.nan]]),
         "are not finite": lambda: nested_rhat(np.full((2, 2, 2), np.nan)),
+        "counts": lambda: total_variation([10, 20], [30, 40]),
+        "negative shares": lambda: total_variation([0.5, 0.5], [1.5, -0.5]),
+        "shares that are NaN": lambda: total_variation([0.5, np.nan], [0.5, 0.5]),
+    },
+    WrongTypeError: {
+        "a name": lambda: mode_weights("x", TWO),
     },
     ShapeError: {
         "two samples": lambda: mmd([[0.0]], TWO, 1.0),
@@ -228,6 +235,7 @@ REFUSED = {
             [[0.0, 1.0]], [[0.0]], [[1.0]]
         ),
         "scores of shape (2, 2)": lambda: ksd(TWO, [[0.0, 1.0], [1.0, 0.0]]),
+        "no samples": lambda: mode_weights([], TWO),
         "got (1, 2)": lambda: nested_rhat([[0.0, 1.0]]),
         "got (1, 4, 4)": lambda: nested_rhat(np.zeros((1, 4, 4))),
     },

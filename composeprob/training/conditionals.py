@@ -20,7 +20,7 @@ from jaxtyping import Float
 from composeprob.arguments import check_count, check_key
 from composeprob.compiler.pipeline import compile
 from composeprob.density.learned_scores import Misfit
-from composeprob.errors import InvalidValueError
+from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
 from composeprob.factors.factor import Factor
 from composeprob.language.decorator import program
 from composeprob.language.statements import sample
@@ -68,7 +68,8 @@ def misfit_of_mixture(
         where the networks agree.
 
     Raises:
-        InvalidValueError: fewer than two conditionals, or shares that do not fit them.
+        InvalidValueError, WrongTypeError: fewer than two conditionals, or shares that
+            do not fit them.
 
     Example:
         >>> import composeprob as cp, jax, jax.numpy as jnp
@@ -128,6 +129,12 @@ def _checked(
     conditionals: Sequence[Factor], shares: Sequence[float] | None
 ) -> Float[np.ndarray, " labels"] | None:
     """The shares as numbers, of sum 1."""
+    if not isinstance(conditionals, Sequence):
+        raise WrongTypeError(
+            f"conditionals must be a list of factors; got {a_kind(conditionals)}.",
+            fix="give the factors of all labels: "
+            "[model.given(label=c) for c in range(10)].",
+        )
     if len(conditionals) < 2:
         raise InvalidValueError(
             f"conditionals has {len(conditionals)} factors.",

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.compiler.pipeline import lowered
+from composeprob.errors import ShapeError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.factor import LeafFactor
 from composeprob.language.decorator import single
@@ -39,8 +40,11 @@ def score_errors(
         reference: its exact distribution, of a kind that `Analytic` can noise.
         key: for the draws.
         num: number of draws for each log-SNR.
+
+    Raises:
+        ShapeError: a reference over other events than the factor's.
     """
-    exact = Analytic(reference, factor.schedule)
+    exact = _exact(factor, reference)
     rows = []
     for i, noise in enumerate(_noises(factor)):
         noise_key = jax.random.fold_in(key, i)
@@ -53,6 +57,20 @@ def score_errors(
         }
         rows.append(_rounded(row))
     return rows
+
+
+def _exact(factor: LeafFactor, reference: dist.Distribution) -> Analytic:
+    """Return the reference as a factor; refuse one over events of another shape, which
+    would be compared by broadcasting."""
+    exact = Analytic(reference, factor.schedule)
+    if exact.event_shape != factor.event_shape:
+        raise ShapeError(
+            f"The factor's events have shape {factor.event_shape}, and those of the "
+            f"reference {exact.event_shape}.",
+            fix="pass the distribution of whole events, such as "
+            "dist.Normal(jnp.zeros(2), 1.0).to_event(1).",
+        )
+    return exact
 
 
 def _rounded(row: dict[str, float]) -> dict[str, float]:
@@ -106,8 +124,11 @@ def sample_quality(
         that are too concentrated make it negative). ``mode_weights_tv``: total
         variation of the mode weights, for a mixture of components with distinct means;
         ``mode_weights_tv_exact``: the same for as many exact draws.
+
+    Raises:
+        ShapeError: a reference over other events than the factor's.
     """
-    exact = Analytic(reference, factor.schedule)
+    exact = _exact(factor, reference)
     draw_key, sample_key = jax.random.split(key)
     clean = exact.at(factor.schedule.at(0))
     draws = clean.sample(draw_key, (num,))

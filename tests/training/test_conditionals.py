@@ -4,10 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.errors import InvalidValueError
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.training import conditionals as module
 from refusals import refused
 
@@ -90,3 +91,22 @@ def test_labels_and_shares_that_do_not_fit(count, shares):
         ),
         InvalidValueError,
     )
+
+
+def test_a_factor_in_the_place_of_a_list_of_them():
+    unconditional = factor(SHARES, MEANS, WIDTHS)
+    key = jax.random.key(0)
+    refused(
+        lambda: cp.training.misfit_of_mixture(unconditional, CONDITIONALS[0], key),
+        WrongTypeError,
+    )
+
+
+def test_a_reference_over_other_events_is_refused():
+    for measure in (cp.training.sample_quality, cp.training.score_errors):
+        refused(
+            lambda measure=measure: measure(
+                CONDITIONALS[0], dist.Normal(0.0, 1.0), jax.random.key(0)
+            ),
+            ShapeError,
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -74,6 +75,7 @@ class Components:
     def encode(self, images: object) -> Float[Array, "*batch h w channels"]:
         """Latents of images (…, height, width, channels)."""
         assert self.autoencoder is not None
+        _check_values(images)
         x = jnp.asarray(images, jnp.result_type(float))
         channels = self.autoencoder.form.channels
         multiple = self.autoencoder.form.shrinks
@@ -96,6 +98,25 @@ class Components:
         stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
         outputs = self.autoencoder.mapped(method, stack)
         return outputs.reshape(*x.shape[:-3], *outputs.shape[1:])
+
+
+def _check_values(images: object) -> None:
+    """Refuse images of bytes, and those whose concrete values go beyond −1 to 1."""
+    if isinstance(images, jax.core.Tracer):
+        return
+    values = np.asarray(images)
+    whole = np.issubdtype(values.dtype, np.integer)
+    # An image that was interpolated may go a little beyond.
+    if not whole and not np.any(np.abs(values) > 1.01):
+        return
+    ends = ""
+    if values.size:
+        ends = f" from {values.min():.4g} to {values.max():.4g}"
+    raise InvalidValueError(
+        f"The images have {values.dtype} values{ends}; those of this model go from −1 "
+        "to 1.",
+        fix="pass images / 127.5 - 1 of bytes, 2 * images - 1 of values from 0 to 1.",
+    )
 
 
 def _has_shape(x: Array, channels: int, multiple: int) -> bool:
@@ -260,6 +281,7 @@ class Pretrained(Diffusion):
 
         Raises:
             CapabilityError: the model is one of pixels.
+            InvalidValueError: bytes, or other values beyond −1 to 1.
             ShapeError: the array's shape is not that of images of this model, or the
                 encoder cannot halve its sides as often as it does.
         """

@@ -373,6 +373,12 @@ class Prompts:
             encoded = self._encoded(lambda encoder: encoder.tokens(prompt))
             self._texts[fingerprint(encoded)] = prompt
             return encoded
+        if is_texts(prompt):
+            raise ShapeError(
+                f"A prompt is one text; got {prompt!r}.",
+                fix=f"{ONE_PROMPT[:-1]}, with all_ids = jnp.stack([model.text_encoder."
+                "tokens(text) for text in texts]).",
+            )
         array = self._array(jnp.asarray(prompt))
         if array.ndim == 2:
             return array
@@ -409,8 +415,7 @@ class Prompts:
             if array.ndim != 1:
                 raise ShapeError(
                     f"A prompt's token ids have shape (length,); got {array.shape}.",
-                    fix="give one prompt at a time, or run over several: "
-                    'cp.product(model, over={"prompt": all_ids}).',
+                    fix=ONE_PROMPT,
                 )
             return array
         if array.ndim != 2 or array.shape[-1] != self.width:
@@ -427,6 +432,20 @@ class Prompts:
                 "model.text_encoder(token_ids) for ONE prompt.",
             )
         return array
+
+
+def is_texts(prompt: object) -> bool:
+    """Return whether a prompt is a list of texts."""
+    if not isinstance(prompt, list | tuple):
+        return False
+    return bool(prompt) and all(isinstance(text, str) for text in prompt)
+
+
+ONE_PROMPT = (
+    "give one prompt at a time, or run over several: "
+    'cp.product(model, over={"prompt": all_ids}).'
+)
+"""Fix for several prompts in the place of one."""
 
 
 def with_pooled(

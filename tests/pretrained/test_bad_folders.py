@@ -440,6 +440,19 @@ def prompted(name, prompt):
             id="channels come last",
         ),
         pytest.param(
+            lambda: model("sd").encode(np.full((16, 16, 3), 9, np.uint8)),
+            InvalidValueError,
+            id="uint8 values from 9 to 9",
+        ),
+        pytest.param(
+            lambda: model("sd").encode(np.full((16, 16, 3), 255.0)),
+            InvalidValueError,
+            id="values from 255 to 255",
+        ),
+        pytest.param(
+            prompted("sd", ["a cat", "a dog"]), ShapeError, id="two texts of a prompt"
+        ),
+        pytest.param(
             lambda: model("ddpm").encode(np.zeros((8, 8, 3))),
             CapabilityError,
             id="has no autoencoder",

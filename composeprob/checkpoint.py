@@ -27,8 +27,9 @@ class CheckpointFolder:
 
     A directory whose checkpoints have another ``fingerprint``, ``{name: value}``, is
     refused, and so is one that cannot be created or written to. ``start_again`` is the
-    code by which a user starts again in a folder. In the background `save` returns as soon as the arrays are copied, while a thread writes them; its
-    errors are raised by a later `save`, or by `wait`.
+    code by which a user starts again in a folder. In the background `save` returns as
+    soon as the arrays are copied, while a thread writes them; its errors are raised by
+    a later `save`, or by `wait`.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ import composeprob as cp
 import refusals
 from composeprob import settings
 from composeprob.cli import app
-from composeprob.cli.programs import arguments, load_program, presets
+from composeprob.cli.programs import arguments, compiled, load_program, presets
 from composeprob.errors import InvalidValueError
 from messages import check_wording
 from processes import HASTE, environment
@@ -273,6 +273,8 @@ REFUSED = [
         "",
         "sampler.* int",
     ),
+    (NORMAL + "sampler = cp.Ancestral", "", "sampler.* the class Ancestral"),
+    (NORMAL + "thin = 0.5", "", "thin.* float"),
     (
         NORMAL + "levels = 60",
         "",
@@ -496,6 +498,15 @@ def test_a_variable_named_nearly_as_a_setting_is_told(tmp_path):
     module = SimpleNamespace(num_chain=16, levels_of_care=3, sampler=None)
     with pytest.warns(UserWarning, match="num_chain is no setting .* num_chains"):
         assert presets(module) == {"num_chains": 1000}
+
+
+def test_a_schedule_beside_the_levels_of_a_run_is_told(write):
+    """Its name is that of an argument of `compile`, which the run does not pass on."""
+    file = write(NORMAL + "schedule = cp.Schedule.log_snr(7)")
+    with pytest.warns(UserWarning, match=r"schedule is no setting .* levels = "):
+        compiled(file)
+    file = write(NORMAL + "levels = cp.Schedule.log_snr(7).log_snr\nthin = 3")
+    assert compiled(file).settings["thin"] == 3
 
 
 def test_the_package_is_a_command_too_and_its_names_start_no_devices():

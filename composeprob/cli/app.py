@@ -244,7 +244,7 @@ def run(
         settings["checkpoint_dir"] = checkpoint_dir
     draws = settings.pop("draws", None)
     if not isinstance(draws, api.Draws):
-        draws = api.Draws(draws)
+        draws = api.Draws(draws, thin=settings.pop("thin", 1))
     # Samples of several processes are written by all of them, which needs a store.
     if distributed and draws.store is None:
         draws = replace(draws, store=out / "samples.zarr")

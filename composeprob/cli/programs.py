@@ -47,6 +47,7 @@ def compiled(
     settings = presets(module)
     precision = settings.pop("precision", None)
     density = api.compile(program, **values, precision=precision)
+    _warn_of_other_levels(module, density)
     return Compiled(density, module, settings)
 
 
@@ -180,6 +181,7 @@ def presets(module: ModuleType) -> dict[str, Any]:
         "num_chains": ((int,), "a whole number"),
         "levels": ((str, Sequence, np.ndarray), '"adaptive" or an array of log-SNR'),
         "draws": ((int, Draws), "cp.Draws(1000, thin=5) or a whole number"),
+        "thin": ((int,), "a whole number"),
         "checkpoint_dir": (
             (str, Path, Checkpoint),
             "a folder or cp.Checkpoint(folder)",
@@ -195,14 +197,31 @@ def presets(module: ModuleType) -> dict[str, Any]:
         # Levels may be an array of JAX, which is not imported for this.
         is_array = name == "levels" and hasattr(value, "shape")
         if not isinstance(value, types) and not is_array:
+            found = f"of type {type(value).__name__}"
+            if isinstance(value, type):
+                found = f"the class {value.__name__}"
             raise WrongTypeError(
-                f"The file's variable {name}, which composeprob run uses, is of type "
-                f"{type(value).__name__}.",
+                f"The file's variable {name}, which composeprob run uses, is {found}.",
                 fix=f"make it {expected}, or rename it.",
             )
         settings[name] = value
     _warn_of_near_names(module, tuple(kinds))
     return settings
+
+
+def _warn_of_other_levels(module: ModuleType, density: AnnealedDensity) -> None:
+    """Warn of a variable that is named as compile's argument, and is not the levels of
+    the run."""
+    from composeprob.schedule import Schedule
+
+    schedule = getattr(module, "schedule", None)
+    if not isinstance(schedule, Schedule) or density.schedule.same_levels(schedule):
+        return
+    warnings.warn(
+        "The file's variable schedule is no setting of the run, whose levels are those "
+        "of the program's factors; levels = schedule.log_snr makes it one.",
+        stacklevel=2,
+    )
 
 
 def _warn_of_near_names(module: ModuleType, names: tuple[str, ...]) -> None:

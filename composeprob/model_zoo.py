@@ -375,6 +375,12 @@ def _folder(name: str) -> Path:
             "cp.from_diffusers(path), and trained weights of one of the zoo's models "
             "by cp.load(name, folder=path).",
         )
+    if "/" in str(name):
+        raise LoadError(
+            f"There is no folder {str(name)!r}, and names of models have no '/'.",
+            fix="load takes the name of a model of the zoo; check the path, and read a "
+            "folder of diffusers by cp.from_diffusers(path).",
+        )
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     fix = f"did you mean {close[0]!r}?" if close else "use one of these names."
     raise LoadError(

@@ -13,8 +13,9 @@ import numpyro
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jaxtyping import Float, Key
+from numpyro.util import is_prng_key
 
-from composeprob.arguments import check_count
+from composeprob.arguments import check_count, check_key
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
@@ -121,6 +122,7 @@ class ClosedFactor(FactorDistribution):
         self.exact = factor.at(schedule.at(0))
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        _check_key(key)
         return self.exact.sample(key, sample_shape)
 
     def log_prob(self, value: Array) -> Array:
@@ -146,6 +148,7 @@ class SampledFactor(FactorDistribution):
         self.num_chains = num_chains
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        _check_key(key)
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         size = math.prod(sample_shape)
@@ -202,6 +205,12 @@ class SampledFactor(FactorDistribution):
         for _ in range(value.ndim - self.event_dim):
             batched = jax.vmap(batched)
         return batched(value)
+
+
+def _check_key(key: object) -> None:
+    """Refuse what is no random key, of NumPyro's old kind or of the typed one."""
+    if not is_prng_key(key):
+        check_key(key)
 
 
 @eqx.filter_jit

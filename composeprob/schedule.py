@@ -7,7 +7,7 @@ log(α_k²/σ_k²), because that is what two schedules can agree on.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import equinox as eqx
 import jax
@@ -99,11 +99,33 @@ class Schedule(eqx.Module):
     def __len__(self) -> int:
         return self.num_levels
 
+    def __getitem__(self, level: object) -> NoReturn:
+        raise WrongTypeError(
+            "A schedule is no list of levels, and has no […].",
+            fix="write schedule.at(3) for α and σ of one level, schedule.alpha and "
+            "schedule.sigma for those of all.",
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise WrongTypeError(
+            "A schedule is no list of levels, and is not iterated over.",
+            fix="write [schedule.at(k) for k in range(len(schedule))], or take "
+            "schedule.alpha and schedule.sigma.",
+        )
+
     @classmethod
     def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
         """Make a schedule of given α and σ, both of shape (K,), from the cleanest level
         to the noisiest."""
-        alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+        try:
+            alpha = np.asarray(alpha, np.float64)
+            sigma = np.asarray(sigma, np.float64)
+        except (TypeError, ValueError) as error:
+            raise WrongTypeError(
+                f"A schedule's α and σ must be arrays of numbers: {error}.",
+                fix="pass two arrays with one number for each level: "
+                "cp.Schedule.from_arrays([0.9, 0.1], [0.1, 0.9]).",
+            ) from error
         if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:
             raise ShapeError(
                 "A schedule needs α and σ of one shape (K,), K ≥ 1; "
@@ -462,7 +484,13 @@ def _count(num_levels: int) -> int:
             "cp.Schedule.from_arrays(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)).",
         )
     whole = isinstance(num_levels, (int, np.integer))
-    if not whole or isinstance(num_levels, bool) or num_levels < 2:
+    if not whole or isinstance(num_levels, bool):
+        raise InvalidValueError(
+            f"The number of a schedule's levels must be a whole number; got "
+            f"{num_levels!r}.",
+            fix="pass num_levels as an int ≥ 2.",
+        )
+    if num_levels < 2:
         raise InvalidValueError(
             f"A schedule needs at least 2 levels; got {num_levels!r}.",
             fix="pass num_levels as an int ≥ 2.",

@@ -8,6 +8,7 @@ lines of this file.
 
 import ast
 import copy
+import dataclasses
 import inspect
 import io
 import pickle
@@ -24,6 +25,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray
 
 import composeprob as cp
 from composeprob import errors
@@ -110,6 +112,35 @@ def moved(kernel, factor=lambda: None):
 
 def weighs(factor, **options):
     return lambda: ran(factor(), sampler=cp.SMC(**options))
+
+
+@dataclasses.dataclass
+class Table:
+    """Data of a user's in one object."""
+
+    y: object
+
+
+def in_double():
+    """Run in another precision than that of the compiled program."""
+    density = cp.compile(single, F)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        return cp.infer(density, KEY, num_chains=4, progress=False)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def plates_of_one_dim():
+    with numpyro.plate("rows", 2, dim=-1), numpyro.plate("columns", 2, dim=-1):
+        cp.sample("s", STANDARD)
+
+
+def of_tokens(potential):
+    return cp.Energy(potential, length=3, num_values=4)
+
+
+TOKENS = cp.compile(single, of_tokens(lambda tokens, visible: 1.0 * tokens[0]))
 
 
 def in_transformation(transformation, *args):
@@ -394,6 +425,18 @@ MISTAKES = {
         "a result in a pickle": lambda result: pickle.dumps(result),
         "an array as a site": lambda: cp.compile(single, np.zeros(2)),
         "a class as a site": lambda: cp.compile(single, dist.Normal),
+        "a factor's class as a site": lambda: cp.compile(single, cp.Analytic),
+        "an object with data": lambda: cp.compile(observed, F, Table(Y)),
+        "a namespace with data": lambda: cp.compile(observed, F, SimpleNamespace(y=Y)),
+        "data by columns": lambda: cp.compile(observed, F, xarray.Dataset({"a": 1.0})),
+        "an entry of a schedule": lambda: SCHEDULE[3],
+        "a list of a schedule": lambda: list(SCHEDULE),
+        "a schedule of texts": lambda: cp.Schedule.from_arrays(["a"], ["b"]),
+        "a number as a key of a site of NumPyro": lambda: cp.as_distribution(F).sample(
+            0
+        ),
+        "a number as a key of draws": lambda: cp.as_distribution(F * G).sample(0),
+        "a code that is a number": lambda r: r.status.has(3),
         "a program as a site": lambda: cp.compile(single, single),
         "a factor as a likelihood": seen(lambda x: F),
         "a class as a likelihood": seen(lambda x: dist.Normal),
@@ -497,6 +540,14 @@ MISTAKES = {
         "eta in words": lambda: cp.Ancestral(eta="ddim"),
     },
     InvalidValueError: {
+        "a misspelled code": lambda r: r.status.has("shares_frozn"),
+        "levels that are no whole number": lambda: cp.Schedule.log_snr(10.0),
+        "a token beyond the last": lambda: TOKENS.log_density(
+            {"x": np.array([0, 0, 9])}, 0
+        ),
+        "a token below the first": lambda: TOKENS.log_density(
+            {"x": np.array([0, 0, -1])}, 0
+        ),
         "a report in no folder": lambda result: result.report("/proc/run.html"),
         "a plate without members": compiled(in_plate, 0, jnp.zeros(0)),
         "a count of 41 bits": seen(
@@ -569,6 +620,8 @@ MISTAKES = {
         "a step's eta above 1": lambda: cp.ReverseStep(eta=1.5),
     },
     ProgramError: {
+        "another precision": in_double,
+        "two plates of one dim": lambda: cp.compile(cp.program(plates_of_one_dim)),
         "a loop without a gradient in an energy": lambda: cp.compile(
             single, energy(lambda x, k: -halved(x @ x))
         ),
@@ -660,8 +713,19 @@ MISTAKES = {
             lambda c: cp.as_distribution(OPEN.given(c=c)).log_prob(Y)
         )(1.0),
     },
-    LoadError: {"a misspelled model": lambda: cp.load("ring2")},
+    LoadError: {
+        "a misspelled model": lambda: cp.load("ring2"),
+        "a folder that is not there": lambda: cp.load("out/ring"),
+        "a file of another kind": lambda: cp.Result.load(__file__),
+    },
     NetworkError: {
+        "a truth value of tokens": lambda: of_tokens(lambda x, visible: x[0] == 1),
+        "a network of complex numbers": lambda: learned(
+            lambda x, t: 1j * x, "epsilon", SCHEDULE
+        ),
+        "a network of two arrays": lambda: learned(
+            lambda x, t: (x, x), "epsilon", SCHEDULE
+        ),
         "an own factor without a gradient": lambda: cp.compile(
             single, Own(lambda value, score: value)
         ),
@@ -756,6 +820,34 @@ def test_programs_are_pickled_by_name_and_densities_and_results_are_copied(resul
             copied(DENSITY).score(x, 0)["x"], DENSITY.score(x, 0)["x"]
         )
         np.testing.assert_array_equal(copied(result)["x"], result["x"])
+
+
+def test_the_fix_of_an_object_with_data_works():
+    table = dataclasses.dataclass(type("Registered", (Table,), {}))
+    with_table = cp.program(lambda f, t: cp.observe("y", both_of(f), t.y))
+    refused(lambda: cp.compile(with_table, F, table(Y)), WrongTypeError)
+    jax.tree_util.register_dataclass(table)
+    density = cp.compile(with_table, F, table(Y))
+    assert density.observed()["y"].shape == (2,)
+
+
+def both_of(factor):
+    """Return a unit Gaussian around a sample of the factor."""
+    return dist.Normal(cp.sample("x", factor), 1.0)
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "a/b"])
+def test_names_that_arviz_uses_otherwise_are_refused_there(name):
+    density = cp.compile(cp.program(lambda: cp.sample(name, F)))
+    options = {"sampler": cp.Ancestral(), "progress": False}
+    result = cp.infer(density, KEY, num_chains=4, **options)
+    refused(lambda: result.to_arviz(), InvalidValueError, name)
+
+
+def test_levels_and_evaluations_of_tokens_may_be_traced():
+    tokens = np.array([2, 0, 3])
+    value = jax.jit(lambda x: TOKENS.log_density({"x": x}, 0))(tokens)
+    assert float(value) == float(TOKENS.log_density({"x": tokens}, 0)) == 2.0
 
 
 def test_numbers_that_python_reads_as_such_are_no_mistake(result):

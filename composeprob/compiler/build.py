@@ -421,7 +421,8 @@ def _check_observations(observations: list[Observation]) -> None:
                 f"Observation {o.name!r} depends on no site, so it weighs all samples "
                 "alike.",
                 where=o.where,
-                fix="let it use the value that cp.sample returned.",
+                fix="let it use the value that cp.sample returned; if "
+                f"{o.name!r} is a number that is known, assign it by = instead.",
             )
 
 

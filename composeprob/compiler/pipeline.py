@@ -52,6 +52,9 @@ from composeprob.settings import usual
 LABELLED = frozenset({"pandas", "polars", "xarray"})
 """Libraries whose columns and arrays are taken as data, without their labels."""
 
+TABLES = frozenset({"DataFrame", "Dataset", "LazyFrame"})
+"""Classes of these libraries that hold several columns by name."""
+
 
 def compile(
     program: Program,
@@ -160,7 +163,7 @@ def lowered(
             fix="decorate the function: @cp.program above def scene(…): "
             "cp.sample('x', factor).",
         )
-    args, kwargs = jax.tree.map(_as_array, (args, kwargs))
+    args, kwargs = jax.tree.map(_as_argument, (args, kwargs))
     program.check_arguments(args, kwargs)
     check_precision(precision)
     graph, traced = build(program, args, kwargs)
@@ -218,6 +221,7 @@ def lowered(
     # Not a field: a copy with other arrays is not the program's density any more, and
     # must not have it.
     object.__setattr__(density, "_anew", anew)
+    object.__setattr__(density, "_in_double", jax.config.jax_enable_x64)
     return density
 
 
@@ -242,11 +246,36 @@ def _site_infos(graph: Graph) -> dict[str, SiteInfo]:
     return infos
 
 
-def _as_array(value: object) -> object:
-    """Return labelled data as a NumPy array; other values as they are."""
+def _as_argument(value: object) -> object:
+    """Return labelled data as a NumPy array, and other values as they are; refuse
+    tables, and values that are neither data nor settings."""
+    kind = type(value).__name__
     library = type(value).__module__.partition(".")[0]
+    if library in LABELLED and kind in TABLES:
+        raise WrongTypeError(
+            f"A program takes arrays; got a {kind} of {library}.",
+            fix="pass the columns, each as an argument or in a dict: "
+            "{name: table[name].to_numpy()}.",
+        )
     if library in LABELLED and hasattr(value, "__array__"):
         return np.asarray(value)
+    if hasattr(value, "dtype"):
+        return value
+    try:
+        hash(value)
+    except TypeError:
+        # Settings are told apart by their hash, and arrays in them would be none.
+        fix = "pass its arrays as arguments, or as a dict."
+        if dataclasses.is_dataclass(value):
+            fix = (
+                "pass its arrays as arguments, or make the class a pytree: "
+                f"jax.tree_util.register_dataclass({kind})."
+            )
+        raise WrongTypeError(
+            f"A program takes arrays, settings and pytrees of them; got an object of "
+            f"{kind}, which is none of them.",
+            fix=fix,
+        ) from None
     return value
 
 

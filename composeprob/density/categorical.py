@@ -169,11 +169,26 @@ class TokenDensity(AnnealedDensity):
     def _check(self, position: Position) -> None:
         super()._check(position)
         for name in self.sites:
-            tokens = np.asarray(position[name])
-            if not np.issubdtype(tokens.dtype, np.integer):
+            dtype = jnp.result_type(position[name])
+            if not jnp.issubdtype(dtype, jnp.integer):
                 raise ShapeError(
-                    f"Site {name!r} has whole numbers; got {tokens.dtype}.",
+                    f"Site {name!r} has whole numbers; got {dtype}.",
                     fix="pass tokens 0, 1, 2, …",
+                )
+        concrete = [*position.values(), self.tokens.sizes]
+        if any(isinstance(value, jax.core.Tracer) for value in concrete):
+            return
+        # A gather would take the nearest value that exists in the place of others.
+        with jax.ensure_compile_time_eval():
+            sizes = self.tokens.position_of(self.tokens.sizes)
+        for name in self.sites:
+            tokens = np.asarray(position[name])
+            wrong = tokens[(tokens < 0) | (tokens >= np.asarray(sizes[name]))]
+            if wrong.size:
+                most = int(np.max(sizes[name])) - 1
+                raise InvalidValueError(
+                    f"Site {name!r} has the tokens 0 to {most}; got {wrong[0]}.",
+                    fix="number the values of a token from 0 on.",
                 )
 
 

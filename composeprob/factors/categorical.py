@@ -517,6 +517,15 @@ class CategoricalEnergy(JointFactor):
                 "instead of a scalar.",
                 fix="sum over the positions.",
             )
+        # A truth value would count as 1, and say that one event is e times as probable.
+        dtype = jnp.result_type(returned)
+        real = jnp.issubdtype(dtype, jnp.floating)
+        if not real and not jnp.issubdtype(dtype, jnp.integer):
+            raise NetworkError(
+                f"The energy '{self.label}' returned {dtype} numbers.",
+                fix="return a real number, log f of the tokens: "
+                "jnp.where(inside, 0.0, -jnp.inf) of a condition.",
+            )
 
     def log_potential(
         self, tokens: Array, visible: Array, conditions: Mapping[str, Array]

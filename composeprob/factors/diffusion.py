@@ -356,7 +356,21 @@ class Diffusion(LeafFactor):
                     f"second part has shape {jnp.shape(beside)}.",
                     fix="it is added to log f, so it must be a scalar for one event.",
                 )
-        shape = getattr(output, "shape", type(output).__name__)
+        if not hasattr(output, "shape"):
+            raise NetworkError(
+                f"The network of factor '{self.label}' returned a "
+                f"{type(output).__name__}; parameterization "
+                f"{self.parameterization!r} needs one array.",
+                fix="return the array alone; of a network that returns it first write "
+                "lambda x, t: network(x, t)[0].",
+            )
+        if jnp.issubdtype(output.dtype, jnp.complexfloating):
+            raise NetworkError(
+                f"The network of factor '{self.label}' returned {output.dtype} "
+                "numbers, and densities and scores are real.",
+                fix="return real numbers, such as output.real.",
+            )
+        shape = output.shape
         if self.parameterization == "energy":
             expected: tuple[int, ...] = ()
             is_expected = shape in ((), (1,))

@@ -214,25 +214,23 @@ def explained(
     program's latents had until then.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if "Tracer.__format__" in str(error):
-        return _formatted(frames[-1])
-    if any(text in str(error) for text in _NEEDS_NUMBER):
-        return _index_or_key(frames[-1])
+    explanation = _by_last_frame(error, frames[-1])
+    if explanation is not None:
+        return explanation
     for frame in frames:
         variables = frame.f_locals
         this = variables.get("self")
         function = frame.f_code.co_name
         if frame.f_code is numpyro.sample.__code__ and is_factor(variables.get("fn")):
             return _factor_in_sample(frame)
-        in_plate = function == "process_message" and isinstance(this, numpyro.plate)
-        if in_plate and variables.get("msg"):
-            return _plate_of_another_size(frame)
+        if isinstance(this, numpyro.plate):
+            explanation = _refused_plate(frame)
+            if explanation is not None:
+                return explanation
         in_check = function == "validate_args" and isinstance(this, Distribution)
         if in_check and variables.get("param") is not None:
             return _refused_parameter(frame, latents)
         in_constructor = function == "__init__"
-        if in_constructor and isinstance(this, numpyro.plate) and variables["size"] < 1:
-            return _plate_without_members(frame)
         if isinstance(this, Distribution):
             # A constructor may keep text, which the first use of it refuses.
             parameters = variables if in_constructor else vars(this)
@@ -240,6 +238,41 @@ def explained(
             if explanation is not None:
                 return explanation
     return None
+
+
+def _by_last_frame(error: Exception, frame: FrameType) -> ComposeProbError | None:
+    """Return the error that explains one by its text, or by the frame that raised
+    it."""
+    if "Tracer.__format__" in str(error):
+        return _formatted(frame)
+    if any(text in str(error) for text in _NEEDS_NUMBER):
+        return _index_or_key(frame)
+    # A static method of plates, which has no `self`.
+    if "occupied_dims" in frame.f_locals:
+        return _plate_of_same_dim(frame)
+    return None
+
+
+def _refused_plate(frame: FrameType) -> ComposeProbError | None:
+    """Return the error that explains why a method of a plate failed."""
+    variables = frame.f_locals
+    function = frame.f_code.co_name
+    if function == "process_message" and variables.get("msg"):
+        return _plate_of_another_size(frame)
+    if function == "__init__" and variables["size"] < 1:
+        return _plate_without_members(frame)
+    return None
+
+
+def _plate_of_same_dim(frame: FrameType) -> ComposeProbError:
+    """Return the error for a plate inside of one with the same ``dim``."""
+    variables = frame.f_locals
+    return ProgramError(
+        f"Plate {variables['name']!r} has dim={variables['dim']}, and is inside of a "
+        "plate with the same dim.",
+        where=caller(frame),
+        fix="give the plates different dims, dim=-1 and dim=-2, or leave dim out.",
+    )
 
 
 _NEEDS_NUMBER = (

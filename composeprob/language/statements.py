@@ -76,6 +76,8 @@ def sample(
     _check_name("sample", name, factor_or_distribution)
     if not isinstance(factor_or_distribution, (Factor, dist.Distribution)):
         got = a_kind(factor_or_distribution)
+        if isinstance(factor_or_distribution, type):
+            got = f"the class {factor_or_distribution.__name__}"
         raise WrongTypeError(
             f"Site {name!r} needs a factor or a NumPyro distribution; got {got}.",
             fix=_fix_of_no_factor(factor_or_distribution),

@@ -586,8 +586,11 @@ def sbi_file(path: Path) -> tuple[JSONObject, Weights]:
             arrays = {name: np.asarray(file[name]) for name in file.files}
         description = json.loads(str(arrays.pop("described")))
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"it has no entry {reason}"
         raise LoadError(
-            f"{path} is not an exported estimator: {error}.",
+            f"{path} is not an exported estimator: {reason}.",
             fix="write it by tools/export_sbi.py, beside torch and sbi.",
         ) from error
     wrong = sorted(

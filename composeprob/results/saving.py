@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -118,7 +118,13 @@ def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
     """Read a result from a file or the folder of a store; see `Result.load`."""
     if check_path(path, "The path of a result", "run.safetensors").is_dir():
         return _opened(cls, Store(Path(path)))
+    given = Path(path)
     path = _with_suffix(path)
+    if given != path and given.is_file():
+        raise LoadError(
+            f"{given} is not a saved result, whose name ends in {path.suffix}.",
+            fix="pass the path that result.save returned.",
+        )
     if not path.is_file():
         raise LoadError(
             f"There is no saved result at {path}.",
@@ -414,7 +420,7 @@ def to_arviz(
 
     Raises:
         InvalidValueError, CapabilityError: ``predictive`` for a result that cannot
-            predict.
+            predict; a site whose name ArviZ or xarray use otherwise.
 
     Example:
         >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
@@ -434,6 +440,7 @@ def to_arviz(
 
     samples = self.unweighted()
     data, pointwise = _of_data(self, samples)
+    _check_names([*samples, *data])
     # Samples have a leading axis, which the data lack.
     shapes = {name: values.shape[1:] for name, values in samples.items()}
     shapes |= {name: values.shape for name, values in data.items()}
@@ -601,6 +608,23 @@ def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarr
     for name, value in values.items():
         by_chain[name] = value.reshape(*lead, *value.shape[1:])
     return by_chain
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names of sites that stand for something else in ArviZ's groups."""
+    for name in names:
+        if name in ("chain", "draw"):
+            raise InvalidValueError(
+                f"The program has a site {name!r}, and ArviZ calls an axis so.",
+                fix="give the site another name in the program.",
+            )
+        if "/" in name:
+            raise InvalidValueError(
+                f"The program has a site {name!r}, and xarray reads '/' as the path of "
+                "a group.",
+                fix="give the site another name in the program: "
+                f"{name.replace('/', '_')!r}.",
+            )
 
 
 def _check_dims(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import NoReturn
 
-from composeprob.errors import WrongTypeError
+from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
 from composeprob.findings import Code, Finding
 from composeprob.text import printable
 
@@ -54,11 +55,36 @@ class Status:
 
     def has(self, code: Code | str) -> bool:
         """Return whether ``code``, such as ``"acceptance_collapsed"``, is among the
-        findings."""
+        findings.
+
+        Args:
+            code: a code of the library, or the string of a check of one's own.
+
+        Raises:
+            WrongTypeError: a code that is no text.
+            InvalidValueError: text that is nearly a code of the library.
+        """
+        if not isinstance(code, str):
+            raise WrongTypeError(
+                f"has takes the code of a finding; got {a_kind(code)}.",
+                fix='write result.status.has("shares_frozen").',
+            )
         wanted = code.lower()  # printed in capitals
         if self.ok and wanted == Code.OK:
             return True
-        return any(finding.code.lower() == wanted for finding in self.findings)
+        if any(finding.code.lower() == wanted for finding in self.findings):
+            return True
+        # The code of a user's check may be any text, but a misspelled one of the
+        # library would never be found.
+        known = [each.value for each in Code]
+        near = difflib.get_close_matches(wanted, known, 1, 0.8)
+        if near and wanted not in known:
+            raise InvalidValueError(
+                f"The library has no finding of the code {code!r}.",
+                fix=f'did you mean "{near[0]}"? A check of your own needs a code that '
+                "differs more from it.",
+            )
+        return False
 
     def with_findings(self, *findings: Finding) -> Status:
         """The same outcome with more findings, the gravest first; a remark of code `OK`

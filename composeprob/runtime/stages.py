@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
-from composeprob.errors import CapabilityError
+from composeprob.errors import CapabilityError, ProgramError
 from composeprob.findings import Finding
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.results.checks import CHECKS, Check
@@ -212,9 +212,17 @@ def prepare(state: State) -> None:
 
 
 def _check_request(state: State) -> None:
-    """Refuse a sampler without a needed capability, and adaptive levels for a sampler
-    without weights."""
+    """Refuse another precision than that of compilation, a sampler without a needed
+    capability, and adaptive levels for a sampler without weights."""
     sampler = state.attempt.sampler
+    in_double = jax.config.jax_enable_x64
+    if getattr(state.density, "_in_double", in_double) != in_double:
+        raise ProgramError(
+            "jax_enable_x64 has changed since the program was compiled.",
+            where=state.density.described.where,
+            fix="compile again: cp.compile(program, …), after "
+            f"jax.config.update('jax_enable_x64', {in_double}).",
+        )
     check_capabilities(sampler, state.density)
     if state.attempt.pace is not None and sampler.weights is None:
         raise CapabilityError(

@@ -423,7 +423,7 @@ class Recipe(Optimised):
     def _check_range(self) -> None:
         """Refuse levels that training does not visit, which the factor would offer."""
         low, high = self.log_snr_range()
-        log_snr = self.schedule.levels.log_snr
+        log_snr = self.schedule.log_snr
         lowest = float(log_snr[-1])
         highest = float(log_snr[0])
         # A schedule's ends are rounded to single precision.
@@ -570,7 +570,7 @@ class Recipe(Optimised):
         """Return the least and greatest log-SNR that training visits."""
         if isinstance(self.log_snr, LogSNR):
             return self.log_snr.low, self.log_snr.high
-        levels = self.schedule.levels.log_snr
+        levels = self.schedule.log_snr
         return float(levels[-1]), float(levels[0])
 
     def noise(self, key: Array, n: int) -> Noise:

@@ -15,7 +15,7 @@ from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.status import Code
 from composeprob.runtime.own_draws import misfit, own_levels, own_moments, own_scores
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.choose import by_score
+from composeprob.samplers.choose import kernel_by_scores
 from messages import check_finding
 from sampling_cases import learned, run, single
 
@@ -67,7 +67,7 @@ def test_a_run_that_follows_a_wrong_score_has_the_finding():
     """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no
     test, is close to N(0, 1)."""
     density = cp.compile(single, gaussian(0.1))
-    moved = {"chains": 1000, "sampler": cp.SMC(by_score(1000, metric="auto"))}
+    moved = {"chains": 1000, "sampler": cp.SMC(kernel_by_scores(1000, metric="auto"))}
     result = run(density, **moved)
     check_finding(result.status, Code.NETWORK_DOUBTED)
     assert np.isnan(result.mean(lambda s: s["x"]).error).all()

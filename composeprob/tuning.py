@@ -287,6 +287,10 @@ class _Reward(NamedTuple):
     draws: int = 4
     # Most moves after a resampling in `Result.extend`.
     most_moves: int = 20
+    # Errors beyond which moves have found more than weights predict.
+    by_chance: float = 4.0
+    # Least excess, in nats, that counts.
+    least_excess: float = 0.3
 
 
 # Criteria without a gradient.
@@ -410,6 +414,8 @@ class _Tracking(NamedTuple):
     # Largest slope of a factor's score where a step ends, in units of 1/h: above 1 its
     # reverse kernel has no density.
     most_upwards: float = 0.5
+    # Most learned factors of a conjunction whose exponents are 1 at every level.
+    most_at_once: int = 2
 
 
 # Log-densities that chains carry along their paths.

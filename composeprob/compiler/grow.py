@@ -116,11 +116,14 @@ own."""
 def _grown_product(
     node: Product, shape: tuple[int, ...], clean: float, tracks: bool
 ) -> Product:
-    if node.plate is not None or set(node.powers) == {1.0}:
+    if node.plate is not None or node.powers == (1.0,):
         return node
-    noise_powers = [site_top(child, shape).power.ravel() for child in node.children]
+    noise_powers = np.stack([site_top(f, shape).power.ravel() for f in node.children])
+    learned = False
+    for factor, power in zip(node.factors, noise_powers, strict=True):
+        learned = learned or (power.any() and not _is_calibrated(factor))
     powers = np.array(node.powers)
-    start, sharpness = _start(powers, np.stack(noise_powers))
+    start, sharpness = _start(powers, noise_powers, learned)
     growing = tuple(np.flatnonzero(start != node.powers).tolist())
     tracked = tuple(i for i in growing if not _is_calibrated(node.factors[i]))
     trackable = all(tracks and can_be_tracked(node.factors[i]) for i in tracked)
@@ -148,7 +151,9 @@ def _is_calibrated(factor: Factor) -> bool:
 
 
 def _start(
-    powers: Float[np.ndarray, " n"], noise_powers: Float[np.ndarray, "n d"]
+    powers: Float[np.ndarray, " n"],
+    noise_powers: Float[np.ndarray, "n d"],
+    learned: bool,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return exponents e and sharpnesses κ of a product at the noisiest level, by its
     powers and its factors' powers of noise at each entry; see `Growth`.
@@ -158,6 +163,10 @@ def _start(
     counts as far as the total stays at 1, so that it vanishes in guidance and
     negations, and counts in full in Bayes' rule, f·g/h. Powers below 1 are brought up
     to a total of 1.
+
+    A conjunction of many learned factors starts as a single one, as the power of one
+    does: each at its part of a total of 1. Its modes are else decided where noise hides
+    what tells them apart.
     """
     # A factor with no power of noise anywhere, such as a classifier or a constant,
     # keeps its exponent.
@@ -172,6 +181,10 @@ def _start(
     most = np.max(np.where(present, totals, 0.0), axis=1)
     raised = np.minimum(start / np.where(multiplies, most, 1.0), 1.0)
     start = np.where(multiplies & (most < 1), raised, start)
+    is_large = most.max() > tuning.TRACKING.most_at_once
+    if learned and is_large and not divides.any():
+        uncapped = np.max(np.where(present, total.sum(0), 0.0), axis=1)
+        start = powers / np.where(multiplies, uncapped, 1.0)
     # A divisor takes what is left above a total of 1, at the entry with the least room.
     left = start[multiplies] @ noise_powers[multiplies] - 1
     taken = -np.sum(total[divides], axis=0)

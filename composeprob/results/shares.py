@@ -87,9 +87,13 @@ class Groups:
         return f"{len(shares)} groups ({listed}; {barriers})"
 
 
-def separated(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None:
-    """Return the groups of chains with barriers of log π₀ between them; None where
-    fewer than a tenth of the pairs are separated.
+def separated(
+    sites: Mapping[str, np.ndarray],
+    barriers: Barriers,
+    apart: float = tuning.SHARES.apart,
+) -> Groups | None:
+    """Return the groups of chains with barriers of log π₀ between them; None where the
+    share of pairs that are separated is at most ``apart``.
 
     Pairs are taken at random. A valley that is bent has low density between two of its
     points too; so chains are one group if they hang together over neighbours without a
@@ -103,7 +107,7 @@ def separated(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | N
     some = np.random.default_rng(0).permutation(len(first))[: tuning.SHARES.pairs]
     depth = barriers(chosen(sites, first[some]), chosen(sites, second[some]))
     share = share_separated(depth, numbers)
-    if not share > tuning.SHARES.apart:
+    if not share > apart:
         return None
     # The shortest tree leads over every gap that neighbours leave.
     points = scaled(points, sizes)
@@ -114,7 +118,7 @@ def separated(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | N
     linked = ~(of_pairs > deep)  # NaN links
     index = components(pairs[linked], m)
     in_different_groups = 1 - np.sum((np.bincount(index) / m) ** 2)
-    if in_different_groups <= tuning.SHARES.apart:
+    if in_different_groups <= apart:
         return None
     return Groups(index, share, float(np.median(depth[depth > deep])))
 
@@ -313,6 +317,8 @@ class Proportions:
     reason: str = ""  # why they may be wrong, and what to try
     # The chains that are not at places of negligible weight.
     compared: Int[np.ndarray, " kept"] = field(default_factory=lambda: np.arange(0))
+    # The share of separated pairs above which they need support.
+    apart: float = tuning.SHARES.apart
 
     @property
     def verdict(self) -> str:

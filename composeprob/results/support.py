@@ -274,10 +274,16 @@ def _unsupported(paths: _Paths) -> Proportions:
             "independent chains have no importance weights, and the weights of their "
             "paths are unknown"
         )
+    apart = tuning.SHARES.apart
     if chains.instead_of:
         cause = f"{chains.instead_of}, and {cause}"
+        # Weights that collapsed say that paths favour one mode, so that few chains of
+        # another one tell nothing of its share.
+        apart = 0.0
     compared = np.flatnonzero(~paths.lost)
-    return Proportions(unsupported=cause, reason=chains.reason, compared=compared)
+    return Proportions(
+        unsupported=cause, reason=chains.reason, compared=compared, apart=apart
+    )
 
 
 def effective(log_weights: Float[np.ndarray, " chains"]) -> float:
@@ -330,7 +336,7 @@ def separated_text(
     if not proportions.unsupported:
         return ""
     depths = barriers(density)
-    groups = shares.separated(positions, depths)
+    groups = shares.separated(positions, depths, proportions.apart)
     if groups is None:
         return ""
     if arrival is not None:

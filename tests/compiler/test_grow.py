@@ -157,6 +157,27 @@ def test_exponents_of_factors_without_a_logdensity_grow_in_weighted_runs(
     )
 
 
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_many_learned_factors_grow_as_the_power_of_one(number):
+    """Together they are its power; two have constant exponents."""
+    factors = [network() for _ in range(number)]
+    (site,) = cp.compile(single, cp.product(*factors)).graph.sites
+    growth = site.root.growth
+    if number == 2:
+        assert growth is None
+        return
+    assert growth.tracked == tuple(range(number))
+    for level in LEVELS:
+        exponents = growth(S[level] + growth.clean)
+        np.testing.assert_allclose(exponents.sum(), power(number)[level], rtol=1e-6)
+        np.testing.assert_allclose(exponents, exponents[0])
+
+
+def test_many_known_factors_have_constant_exponents():
+    density = cp.compile(single, cp.product(F, G, H))
+    assert "exponents grow" not in str(density)
+
+
 @pytest.mark.parametrize("name", ["F", "G"])
 def test_a_tracked_rate_is_that_of_the_closed_form(name):
     """With the true log f of the one, the rate is that of all closed forms."""

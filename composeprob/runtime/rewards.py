@@ -10,10 +10,13 @@ exp(Σ λ_i·R_i), so that the stages have no error of their own.
 from __future__ import annotations
 
 import hashlib
+import math
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
+from scipy.special import logsumexp
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -162,6 +165,49 @@ def with_rewards(
         bars.close()
 
 
+class Predicted(NamedTuple):
+    r"""The mean of w = exp(Δγ·Σ λ_i·R_i) after a stage, as the weights before it
+    predict it:
+
+    $$\operatorname{E}_{\gamma + \Delta\gamma}[w] =
+      \frac{\operatorname{E}_\gamma[w^2]}{\operatorname{E}_\gamma[w]}.$$
+
+    Attributes:
+        log_mean: its logarithm.
+        error: of that logarithm and of the mean of as many samples after the stage.
+    """
+
+    log_mean: float
+    error: float
+
+    @classmethod
+    def by_weights(
+        cls, before: Float[np.ndarray, " chains"], log_w: Float[np.ndarray, " chains"]
+    ) -> Predicted:
+        """Return what samples say.
+
+        Args:
+            before: their log-weights.
+            log_w: log w at each.
+        """
+        once = before + log_w
+        twice = once + log_w
+        log_mean = float(logsumexp(twice) - logsumexp(once))
+        shares = np.exp(once - logsumexp(once))
+        relative = np.exp(log_w - log_mean) - 1
+        of_prediction = np.sum((shares * relative) ** 2)
+        of_samples = np.sum(shares * relative**2) / len(shares)
+        return cls(log_mean, math.sqrt(of_prediction + of_samples))
+
+    def excess(self, log_w: Float[np.ndarray, " chains"]) -> float:
+        """Return by how much the logarithm of the mean of w over samples exceeds the
+        prediction, 0 where chance may have done it."""
+        log_mean = float(logsumexp(log_w)) - math.log(len(log_w))
+        found = log_mean - self.log_mean
+        by_chance = tuning.REWARD.by_chance * self.error
+        return found if found > max(by_chance, tuning.REWARD.least_excess) else 0.0
+
+
 class Stages:
     """The stages in which rewards come in.
 
@@ -169,6 +215,8 @@ class Stages:
         exponent: γ.
         rewards: Σ λ_i·R_i of each chain.
         calls: events asked for, for each chain.
+        excess: the most by which the moves of a stage raised the logarithm of the mean
+            of exp(Δγ·Σ λ_i·R_i) above what its weights predict.
     """
 
     def __init__(
@@ -190,6 +238,7 @@ class Stages:
         self.acceptance: list[float] = []
         self.stages = 0
         self.interrupted = False
+        self.excess = 0.0
 
     def asked(self, points: Array) -> Float[np.ndarray, " chains"]:
         """Return Σ λ_i·R_i of points."""
@@ -203,12 +252,15 @@ class Stages:
         """Go through all stages; return the result."""
         try:
             while self.exponent < 1 and self.calls < self.limit:
-                if not self.raised():
+                if not np.isfinite(self.rewards).any():
                     break
+                step, predicted = self.raised()
                 number = tuning.REWARD.moves
                 if self.exponent == 1:
                     number = self.limit
                 self.move(number)
+                excess = predicted.excess(step * self.rewards)
+                self.excess = max(self.excess, excess)
         except KeyboardInterrupt:
             self.interrupted = True
         population = self.population
@@ -236,14 +288,14 @@ class Stages:
             global_acceptance=accepted,
         )
 
-    def raised(self) -> bool:
-        """Raise the exponent, and resample; return whether any chain is possible."""
-        if not np.isfinite(self.rewards).any():
-            return False
+    def raised(self) -> tuple[float, Predicted]:
+        """Raise the exponent, and resample; return Δγ, and the mean of the weights
+        that is to be expected after moves."""
         if self.stages:
             self.population.renew(self.mover.renewed)
         weighed = self.population.log_weights
         step = next_increment(self.rewards, 1 - self.exponent, weighed)
+        predicted = Predicted.by_weights(weighed, step * self.rewards)
         self.population.weigh(step * self.rewards)
         chosen = self.population.resample()
         self.rewards = self.rewards[chosen]
@@ -252,7 +304,7 @@ class Stages:
         if self.exponent > 1 - 1e-6:
             self.exponent = 1.0
         self.stages += 1
-        return True
+        return step, predicted
 
     def move(self, number: int) -> None:
         """Move the chains, at most ``number`` times and within the calls, until nearly
@@ -301,4 +353,13 @@ class Stages:
                 "more, cp.Reward(fn, calls=…), or a smaller scale."
             )
             return [Finding(Code.WEIGHTS_COLLAPSED, text, True)]
+        if self.excess:
+            text = (
+                f"Moves found places where the reward {names} is higher than at the "
+                "chains that its weights were made of: the mean weight is "
+                f"{math.exp(min(self.excess, 700.0)):.3g} times what these predict. So "
+                "too few samples are there, and log Z lacks these places. Take more "
+                "chains, or let the reward rise towards these places."
+            )
+            return [Finding(Code.MODES_UNREACHED, text, True)]
         return []

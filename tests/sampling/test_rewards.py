@@ -20,7 +20,7 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from composeprob.runtime.population import GlobalMover, Population, next_increment
-from composeprob.runtime.rewards import Criterion
+from composeprob.runtime.rewards import Criterion, Predicted
 from composeprob.samplers.finishers import GaussianMixture
 from messages import check_finding, check_wording
 from refusals import refused, rows
@@ -212,6 +212,35 @@ def test_calls_that_do_not_suffice_are_said():
 def test_a_reward_that_no_chain_has_is_said():
     result = standard(cp.Reward(lambda x: np.full(len(x), -np.inf)))
     check_finding(result.status, "zero_density")
+
+
+def test_a_small_place_of_high_reward_that_moves_found_is_said():
+    """P(3.2 < x < 3.8) is 0.0006, and under the reward 0.65: hardly any of the chains
+    that get weights are there."""
+
+    def place(x):
+        return 8.0 * (np.abs(x - 3.5) < 0.3)
+
+    density = cp.compile(rewarded, normal(0.0, 1.0, LEVELS), cp.Reward(place))
+    result = run(density, chains=300)
+    assert np.mean(place(result["x"]) > 0) < 0.3
+    check_finding(result.status, "modes_unreached")
+    assert np.isnan(result.log_evidence_error)
+
+
+@pytest.mark.parametrize(("shift", "is_excess"), [(0.0, False), (1.5, True)])
+def test_weights_predict_their_mean_after_a_stage(shift, is_excess):
+    """exp(a·x) makes N(a, 1) of N(0, 1); a population farther on is in excess."""
+    a = 0.7
+    rng = np.random.default_rng(0)
+    excesses = []
+    for _ in range(50):
+        predicted = Predicted.by_weights(np.zeros(300), a * rng.normal(size=300))
+        after = a + shift + rng.normal(size=300)
+        excesses.append(predicted.excess(a * after))
+    assert predicted.log_mean == pytest.approx(1.5 * a**2, abs=0.3)
+    found = np.mean(np.array(excesses) > 0)
+    assert found > 0.8 if is_excess else found == 0.0
 
 
 def test_the_calls_are_kept_in_a_file(tmp_path):

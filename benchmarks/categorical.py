@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from exact.boards import are_peaceful, peaceful
+from exact.case import Answer, Case, share
 from report import publish
 
 import composeprob as cp
@@ -42,6 +44,7 @@ QUEENS = 8
 SOLUTIONS = 92
 BOARDS = 16_384
 Network = Callable[[jax.Array, jax.Array], jax.Array]
+Density = Callable[[np.ndarray, np.ndarray], cp.AnnealedDensity]
 Compose = Callable[[cp.Factor, cp.Factor], cp.Factor]
 COLUMNS = (
     "program",
@@ -89,7 +92,7 @@ def clued(f):
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Composition:
     """A composition of two joints, and its unnormalised probabilities.
 
     Attributes:
@@ -109,12 +112,14 @@ def mixed(a: cp.Factor, b: cp.Factor) -> cp.Factor:
 
 
 CASES = {
-    "a·b": Case(lambda a, b: a * b, lambda a, b: a * b),
-    "a^2": Case(lambda a, b: a**2.0, lambda a, b: a**2),
-    "a/b^0.5": Case(lambda a, b: a / b**0.5, lambda a, b: a / b**0.5),
-    "(0.3·a + 0.7·b)·b": Case(mixed, lambda a, b: (0.3 * a + 0.7 * b) * b),
-    "a^1.5·b^-0.5": Case(lambda a, b: a**1.5 / b**0.5, lambda a, b: a**1.5 / b**0.5),
-    "a·b, one token observed": Case(
+    "a·b": Composition(lambda a, b: a * b, lambda a, b: a * b),
+    "a^2": Composition(lambda a, b: a**2.0, lambda a, b: a**2),
+    "a/b^0.5": Composition(lambda a, b: a / b**0.5, lambda a, b: a / b**0.5),
+    "(0.3·a + 0.7·b)·b": Composition(mixed, lambda a, b: (0.3 * a + 0.7 * b) * b),
+    "a^1.5·b^-0.5": Composition(
+        lambda a, b: a**1.5 / b**0.5, lambda a, b: a**1.5 / b**0.5
+    ),
+    "a·b, one token observed": Composition(
         lambda a, b: a * b, lambda a, b: a * b * (STATES[:, 2] == 1), clued
     ),
 }
@@ -197,12 +202,18 @@ class Row:
         ]
 
 
-def measured(name: str, case: Case) -> Row:
+def tables(
+    composition: Composition, a: np.ndarray, b: np.ndarray
+) -> cp.AnnealedDensity:
+    """The program of the tables of two joints."""
+    factors = composition.compose(factor(a), factor(b))
+    return cp.compile(composition.program, factors)
+
+
+def measured(name: str, case: Composition) -> Row:
     """Runs of the default call for one expression."""
 
-    def density(a: np.ndarray, b: np.ndarray) -> cp.AnnealedDensity:
-        return cp.compile(case.program, case.compose(factor(a), factor(b)))
-
+    density = functools.partial(tables, case)
     row = over_pairs(name, "cp.infer", case, density)
     print("  ".join(row.as_text()), flush=True)
     return row
@@ -211,8 +222,8 @@ def measured(name: str, case: Case) -> Row:
 def over_pairs(
     name: str,
     method: str,
-    case: Case,
-    density_of: Callable[[np.ndarray, np.ndarray], cp.AnnealedDensity],
+    case: Composition,
+    density_of: Density,
     sampler: cp.Sampler | None = None,
 ) -> Row:
     """Runs of one expression, for every pair of joints."""
@@ -294,16 +305,22 @@ def clean_tokens(probs: np.ndarray, output: str = "x0") -> Network:
     return network
 
 
-def learned(network: Network, output: str = "x0") -> cp.Factor:
+def learned(
+    network: Network, output: str = "x0", noise: cp.Schedule = NOISE
+) -> cp.Factor:
     """A factor that knows a network alone."""
     return cp.UniformDiffusion(
-        network, NOISE, length=LENGTH, num_values=NUM_VALUES, output=output
+        network, noise, length=LENGTH, num_values=NUM_VALUES, output=output
     )
 
 
-def as_networks(compose: Compose, a: np.ndarray, b: np.ndarray) -> cp.AnnealedDensity:
+def as_networks(
+    compose: Compose, a: np.ndarray, b: np.ndarray, noise: cp.Schedule = NOISE
+) -> cp.AnnealedDensity:
     """The program of two networks."""
-    f = compose(learned(clean_tokens(a)), learned(clean_tokens(b)))
+    first = learned(clean_tokens(a), noise=noise)
+    second = learned(clean_tokens(b), noise=noise)
+    f = compose(first, second)
     return cp.compile(tokens, f)
 
 
@@ -348,11 +365,51 @@ def under_uniform_noise(name: str, method: str) -> Row:
     return row
 
 
+def case(name: str, method: str, density: Density) -> Case:
+    """The program of the gate of the first pair of joints: the probability that one
+    token has one of two values."""
+
+    def exact() -> Answer:
+        target = CASES[name].exact(joint(1000), joint(1001))
+        total = target.sum()
+        low = target[STATES[:, 0] < 2].sum()
+        return Answer(float(low / total), math.log(total))
+
+    def compiled() -> cp.AnnealedDensity:
+        return density(joint(1000), joint(1001))
+
+    low = share(lambda s: s["s"][0] < 2)
+    return Case("categorical", f"{name}, {method}", compiled, low, exact)
+
+
+def cases() -> list[Case]:
+    """The programs of the gate: every expression of tables, networks of uniform noise
+    on as many levels as the benchmark has and on fewer, and eight queens."""
+    found = []
+    for name, composition in CASES.items():
+        found.append(case(name, "tables", functools.partial(tables, composition)))
+    networks = functools.partial(as_networks, CASES["a·b"].compose)
+    found.append(case("a·b", "networks", networks))
+    few = cp.Schedule.log_snr(60, min=-7.0, max=14.0)
+    quotient = functools.partial(as_networks, CASES["a/b^0.5"].compose, noise=few)
+    found.append(case("a/b^0.5", "networks on 60 levels", quotient))
+    valid = share(lambda s: peaceful(s["s"]) > -jnp.inf)
+    every = Answer(1.0, math.log(SOLUTIONS))
+    name = f"{QUEENS} queens among tokens"
+    found.append(Case("categorical", name, board, valid, lambda: every))
+    return found
+
+
+def board() -> cp.AnnealedDensity:
+    """The density of eight queens."""
+    rule = cp.Energy(peaceful, length=QUEENS, num_values=QUEENS)
+    return cp.compile(tokens, rule)
+
+
 def queens() -> tuple[Row, dict[str, float]]:
     """Eight queens by the default call."""
     began = time.monotonic()
-    rule = cp.Energy(peaceful, length=QUEENS, num_values=QUEENS)
-    density = cp.compile(tokens, rule)
+    density = board()
     result = cp.infer(density, jax.random.key(0), num_chains=BOARDS, progress=False)
     seconds = time.monotonic() - began
     found = np.asarray(result["s"])

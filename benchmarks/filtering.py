@@ -34,7 +34,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from exact.case import Answer, Case
 from filters import rings
 from filters.learned import Pairs, Transition, transition
 from filters.lorenz import START, VARIANCE, Series, flow, noised, series
@@ -143,23 +144,34 @@ class Extended(NamedTuple):
     evaluations: int
 
 
+def extensions(
+    density: cp.AnnealedDensity,
+    step: Any,
+    observations: np.ndarray,
+    key: Array,
+    chains: int,
+) -> Iterator[cp.Result]:
+    """The results after each observation; ``density`` is that of the first one."""
+    first_key, key = jax.random.split(key)
+    result = cp.infer(density, first_key, num_chains=chains, progress=False)
+    yield result
+    for t, y in enumerate(observations[1:], start=1):
+        density = cp.compile(step, y, schedule=LEVELS)
+        step_key = jax.random.fold_in(key, t)
+        result = result.extend(density, step_key, given={"past": "x"}, keep=LAG)
+        yield result
+
+
 def by_extension(
     step: Any, observations: np.ndarray, chains: int, seed: int
 ) -> dict[str, Any]:
     """Go on with one observation after another."""
     began = time.monotonic()
     key = jax.random.key(seed)
-    first_key, key = jax.random.split(key)
     density = cp.compile(first, observations[0])
-    result = cp.infer(density, first_key, num_chains=chains, progress=False)
     means = []
     evidence = []
-    for t, y in enumerate(observations):
-        if t:
-            density = cp.compile(step, y, schedule=LEVELS)
-            step_key = jax.random.fold_in(key, t)
-            given = {"past": "x"}
-            result = result.extend(density, step_key, given=given, keep=LAG)
+    for result in extensions(density, step, observations, key, chains):
         weights = np.exp(result.log_weights - result.log_weights.max())
         means.append(weights @ result["x"] / weights.sum())
         evidence.append(result.log_evidence)
@@ -171,6 +183,51 @@ def by_extension(
         "status": str(result.status.code),
         "evaluations": result.evaluations,
     }
+
+
+GATE_STEPS = 20
+"""Observations of the programs of the gate, after the first."""
+
+
+def case(name: str, make: Callable[[], Any]) -> Case:
+    """Return a program of the gate: the state given the data so far, and their
+    log-evidence, beside the reference's."""
+    observations = series(GATE_STEPS).observations
+
+    def run(
+        density: cp.AnnealedDensity, key: Array, *, num_chains: int, progress: bool
+    ) -> cp.Result:
+        del progress
+        *_, last = extensions(density, make(), observations, key, num_chains)
+        return last
+
+    def exact() -> Answer:
+        reference = particle_filter(observations, REFERENCE, NOISE, 0)
+        mean = tuple(reference.means[-1].tolist())
+        return Answer(mean, float(reference.log_evidence[-1]))
+
+    return Case(
+        "filtering",
+        f"Lorenz-63, {name}",
+        lambda: cp.compile(first, observations[0]),
+        lambda result: result.mean(lambda s: s["x"]),
+        exact,
+        run=run,
+    )
+
+
+def cases() -> list[Case]:
+    """The programs of the gate: Lorenz-63 by the equations and by the learned law, and
+    Lorenz-96 of ten numbers. Of 40 numbers no particle filter has the answer."""
+
+    def by_learned() -> Any:
+        return learned(transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS))
+
+    return [
+        case("equations", closed_form),
+        case("learned law", by_learned),
+        ring_case("10"),
+    ]
 
 
 def extended(name: str, step: Any, data: Series, chains: int, seed: int) -> Extended:
@@ -433,6 +490,41 @@ def dapper_version(python: str) -> str:
     command = "from importlib.metadata import version; print(version('dapper'))"
     found = subprocess.run([python, "-c", command], capture_output=True, check=True)
     return found.stdout.decode().strip()
+
+
+def ring_case(name: str) -> Case:
+    """Return the program of the gate of a ring, by a particle filter's transition."""
+    ring = rings.RINGS[name]
+    data = rings.series(name)
+    data = data._replace(observations=data.observations[: GATE_STEPS + 1])
+    noise = ON_RINGS[name].noise
+    kernel = rings.Kernel(0.0, noise)
+    first_state, _ = rings.programs(rings.flow, ring, data.start)
+
+    def run(
+        density: cp.AnnealedDensity, key: Array, *, num_chains: int, progress: bool
+    ) -> cp.Result:
+        del progress
+        all_results = rings.extensions(
+            density, rings.flow, ring, data, kernel, num_chains, key
+        )
+        *_, last = all_results
+        return last
+
+    def exact() -> Answer:
+        setting = ring.setting(data.start)
+        reference = particle_filter(data.observations, REFERENCE, noise, 0, setting)
+        mean = tuple(reference.means[-1].tolist())
+        return Answer(mean, float(reference.log_evidence[-1]))
+
+    return Case(
+        "filtering",
+        f"Lorenz-96, {name} numbers, equations",
+        lambda: cp.compile(first_state, data.observations[0]),
+        lambda result: result.mean(lambda s: s["x"]),
+        exact,
+        run=run,
+    )
 
 
 def extended_on(

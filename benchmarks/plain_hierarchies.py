@@ -20,6 +20,7 @@ kind of data with 5, 30, 100 and 1,000 members, which takes hours.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import time
 from typing import Any, NamedTuple
@@ -27,15 +28,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from exact.case import Answer, Case
 from exact.hierarchies import PRIORS, STRUCTURES, Law, log_scale
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 from report import publish
 
 import composeprob as cp
+from composeprob.results.estimates import Estimate
 
 WRONG = 4.0
 """Stated errors from which an estimate is wrong."""
+
+KINDS = ("vague", "sharp", "mixed")
+STRUCTURE_NAMES, MEMBERS, PRIOR = ("one layer", "crossed"), 30, "HalfNormal"
+"""Programs of a run without options, and of the gate."""
 
 WARM_UP, DRAWS = 500, 1000
 """Steps of NUTS before its draws, and these."""
@@ -101,6 +108,32 @@ def default(
         result.evaluations * chains,
         seconds,
     )
+
+
+def case(name: str, kind: str) -> Case:
+    """Return a program of the gate, asked for `moments`, whose errors are not smaller
+    than those of as many exact draws."""
+    structure = STRUCTURES[name]
+    data = structure.data(MEMBERS, kind)
+    laws = structure.laws(PRIOR, data)
+
+    def compiled() -> cp.AnnealedDensity:
+        arrays = [jnp.asarray(array, jnp.float32) for array in data]
+        return cp.compile(structure.program(PRIOR), *arrays)
+
+    def ask(result: cp.Result) -> Estimate:
+        found = result.mean(lambda values: moments(values, laws, PRIOR))
+        expected = exact_errors(laws, len(result.log_weights))
+        return dataclasses.replace(found, error=np.maximum(found.error, expected))
+
+    exact = Answer((0.0,) * 2 * len(laws))
+    label = f"{name}, {kind}, {MEMBERS} members"
+    return Case("plain hierarchies", label, compiled, ask, lambda: exact)
+
+
+def cases() -> list[Case]:
+    """The programs of the gate: those of a run without options."""
+    return [case(*each) for each in itertools.product(STRUCTURE_NAMES, KINDS)]
 
 
 def nuts(density: Any, laws: dict[str, Law], prior: str, key: int) -> Run:
@@ -237,11 +270,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = ["vague", "sharp", "mixed"]
-    parser.add_argument("--structures", nargs="+", default=["one layer", "crossed"])
-    parser.add_argument("--members", type=int, nargs="+", default=[30])
-    parser.add_argument("--priors", nargs="+", default=["HalfNormal"])
-    parser.add_argument("--data", nargs="+", default=kinds)
+    parser.add_argument("--structures", nargs="+", default=STRUCTURE_NAMES)
+    parser.add_argument("--members", type=int, nargs="+", default=[MEMBERS])
+    parser.add_argument("--priors", nargs="+", default=[PRIOR])
+    parser.add_argument("--data", nargs="+", default=KINDS)
     parser.add_argument("--chains", type=int, nargs="+", default=[300])
     parser.add_argument("--keys", type=int, default=1)
     parser.add_argument("--no-nuts", action="store_true")

@@ -13,13 +13,16 @@ exp(20·min(0, x₁ + x₂ − 6)). Exits with 1 if a threshold is missed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from exact.case import Answer, Case
 from report import publish
 from scipy import integrate, stats
 
@@ -144,15 +147,15 @@ def runs(density, host: Counting, chains: int, keys: int) -> tuple[list, float, 
     return results, host.asked / chains / keys, time.monotonic() - began
 
 
-def exact_shares() -> dict[str, float]:
-    """Shares of the right mode and of the step, at the noise of level 0."""
+def exact_two_modes() -> tuple[dict[str, float], float]:
+    """Shares of the right mode and of the step, and log Z, at the noise of level 0."""
     sd = np.hypot(0.5, NOISE)
     low = (3.7 / ALPHA - 4) / sd
     high = (4.3 / ALPHA - 4) / sd
     inside = 0.5 * (stats.norm.cdf(high) - stats.norm.cdf(low)) * np.exp(3)
     right = inside + 0.5 * (1 - stats.norm.cdf(high) + stats.norm.cdf(low))
     total = right + 0.5 * np.e
-    return {"right": right / total, "step": inside / total}
+    return {"right": right / total, "step": inside / total}, math.log(total)
 
 
 def of_two_modes(method: str, make) -> list[Row]:
@@ -165,7 +168,7 @@ def of_two_modes(method: str, make) -> list[Row]:
     }
     statuses = " ".join(sorted({str(r.status.code) for r in results}))
     rows = []
-    for name, exact in exact_shares().items():
+    for name, exact in exact_two_modes()[0].items():
         rows.append(
             Row(
                 "two modes",
@@ -182,21 +185,61 @@ def of_two_modes(method: str, make) -> list[Row]:
     return rows
 
 
-def of_rare_event() -> Row:
-    """The row of the rare event's log-probability."""
+def exact_rare_event() -> float:
+    """The log-probability of the rare event, softened."""
     sd = ALPHA * np.sqrt(2 * (1 + NOISE**2))
 
     def weight(s: float) -> float:
         return float(np.exp(20 * min(s - 6, 0)) * stats.norm.pdf(s, 0, sd))
 
     total, _ = integrate.quad(weight, 3, 12, points=[6.0])
-    host = Counting(deficit)
+    return math.log(total)
+
+
+def rare_event(host: Callable[[np.ndarray], np.ndarray]) -> cp.AnnealedDensity:
+    """The density of the rare event."""
     prior = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE)
-    density = cp.compile(rewarded, prior, cp.Reward(host, calls=60))
+    return cp.compile(rewarded, prior, cp.Reward(host, calls=60))
+
+
+def cases() -> list[Case]:
+    """The programs of the gate: both shares of the two modes, and the rare event."""
+
+    def shares(result: cp.Result):
+        return result.mean(
+            lambda s: jnp.stack([s["x"] > 0, jnp.abs(s["x"] - 4) < 0.3]).astype(float)
+        )
+
+    def two_modes_answer() -> Answer:
+        found, log_evidence = exact_two_modes()
+        return Answer((found["right"], found["step"]), log_evidence)
+
+    return [
+        Case(
+            "rewards",
+            "two modes under a reward",
+            lambda: cp.compile(rewarded, two_modes(), cp.Reward(step)),
+            shares,
+            two_modes_answer,
+        ),
+        Case(
+            "rewards",
+            "a rare event under a reward",
+            lambda: rare_event(deficit),
+            lambda result: result.mean(lambda s: s["x"][0] - s["x"][1]),
+            lambda: Answer(0.0, exact_rare_event()),
+        ),
+    ]
+
+
+def of_rare_event() -> Row:
+    """The row of the rare event's log-probability."""
+    host = Counting(deficit)
+    density = rare_event(host)
     results, calls, seconds = runs(density, host, 4000, 2 * KEYS)
     statuses = " ".join(sorted({str(r.status.code) for r in results}))
     found = tuple(float(r.log_evidence) for r in results)
-    exact = float(np.log(total))
+    exact = exact_rare_event()
     return Row(
         "rare event", "cp.Reward", 4000, "log Z", exact, found, calls, statuses, seconds
     )

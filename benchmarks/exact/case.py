@@ -48,6 +48,7 @@ class Case:
         ask: what a result is asked for, a share or a mean.
         exact: the answer; costly too.
         sampler: None for the default.
+        run: makes the result as `cp.infer` does, where it takes more than one call.
     """
 
     family: str
@@ -56,6 +57,7 @@ class Case:
     ask: Callable[[cp.Result], Estimate]
     exact: Callable[[], Answer]
     sampler: Callable[[], cp.Sampler] | None = None
+    run: Callable[..., cp.Result] = cp.infer
 
 
 def share(event: Callable[[dict[str, Any]], Any]) -> Callable[[cp.Result], Estimate]:

@@ -59,7 +59,7 @@ def measured(
         "improper": answer.improper,
     }
     try:
-        result = cp.infer(
+        result = case.run(
             density(),
             jax.random.key(key),
             num_chains=num_chains,

@@ -13,7 +13,7 @@ chains from one Gaussian, as an ensemble Kalman filter does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,6 +235,39 @@ def programs(forecast: Forecast, ring: Ring, start: np.ndarray) -> tuple[Any, An
     return first, step
 
 
+def extensions(
+    density: cp.AnnealedDensity,
+    forecast: Forecast,
+    ring: Ring,
+    data: Series,
+    kernel: Kernel,
+    chains: int,
+    key: Array,
+) -> Iterator[cp.Result]:
+    """The results after each observation; ``density`` is that of the first one."""
+    _, step = programs(forecast, ring, data.start)
+    foretell = jax.jit(jax.vmap(forecast))
+    first_key, key = jax.random.split(key)
+    result = cp.infer(density, first_key, num_chains=chains, progress=False)
+    yield result
+    kept = jnp.float32((1 - kernel.width**2) ** 0.5)
+    for t, y in enumerate(data.observations[1:], start=1):
+        forecasts = np.asarray(foretell(jnp.asarray(result["x"])), float)
+        known = spread(forecasts, weights_of(result), kernel, ring.seen)
+        mean = jnp.asarray(known.mean, jnp.float32)
+        root = jnp.asarray(known.root, jnp.float32)
+        density = cp.compile(step, y, mean, root, kept)
+        step_key = jax.random.fold_in(key, t)
+        result = result.extend(density, step_key, given={"past": "x"}, keep=LAG)
+        yield result
+
+
+def weights_of(result: cp.Result) -> np.ndarray:
+    """Normalised weights of the chains."""
+    weights = np.exp(result.log_weights - result.log_weights.max())
+    return weights / weights.sum()
+
+
 def by_extension(
     forecast: Forecast,
     ring: Ring,
@@ -245,28 +278,14 @@ def by_extension(
 ) -> dict[str, Any]:
     """Go on with one observation after another by `Result.extend`."""
     began = time.monotonic()
-    first, step = programs(forecast, ring, data.start)
-    foretell = jax.jit(jax.vmap(forecast))
-    first_key, key = jax.random.split(jax.random.key(seed))
+    first, _ = programs(forecast, ring, data.start)
     density = cp.compile(first, data.observations[0])
-    result = cp.infer(density, first_key, num_chains=chains, progress=False)
-    kept = jnp.float32((1 - kernel.width**2) ** 0.5)
-    weights = np.full(chains, 1 / chains)
+    key = jax.random.key(seed)
     means = []
     evidence = []
     statuses = []
-    for t, y in enumerate(data.observations):
-        if t:
-            forecasts = np.asarray(foretell(jnp.asarray(result["x"])), float)
-            known = spread(forecasts, weights, kernel, ring.seen)
-            mean = jnp.asarray(known.mean, jnp.float32)
-            root = jnp.asarray(known.root, jnp.float32)
-            density = cp.compile(step, y, mean, root, kept)
-            step_key = jax.random.fold_in(key, t)
-            result = result.extend(density, step_key, given={"past": "x"}, keep=LAG)
-        weights = np.exp(result.log_weights - result.log_weights.max())
-        weights /= weights.sum()
-        means.append(weights @ np.asarray(result["x"], float))
+    for result in extensions(density, forecast, ring, data, kernel, chains, key):
+        means.append(weights_of(result) @ np.asarray(result["x"], float))
         evidence.append(float(result.log_evidence))
         statuses.append(str(result.status.code))
     return {

@@ -4,6 +4,7 @@ draws."""
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,7 +49,30 @@ def _natural(instance: Instance, choices: np.ndarray) -> tuple[np.ndarray, np.nd
     return precision, shift
 
 
+def exact_mean(instance: Instance) -> np.ndarray:
+    """The exact mean of θ, (m,), for few observations."""
+    components = _components(instance)
+    return components.weights @ components.means
+
+
+class Components(NamedTuple):
+    """The mixture that the posterior is: a Gaussian for every choice."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariance: np.ndarray
+
+
 def _enumerated(instance: Instance, rng: np.random.Generator, count: int) -> np.ndarray:
+    weights, means, covariance = _components(instance)
+    chosen = rng.choice(len(weights), count, p=weights)
+    factors = np.linalg.cholesky(covariance[chosen])
+    return means[chosen] + np.einsum(
+        "cab,cb->ca", factors, rng.standard_normal((count, instance.size))
+    )
+
+
+def _components(instance: Instance) -> Components:
     n = len(instance.xs)
     choices = np.array(
         list(itertools.product(range(len(instance.covariances)), repeat=n))
@@ -66,11 +90,7 @@ def _enumerated(instance: Instance, rng: np.random.Generator, count: int) -> np.
     single = instance.log_weights - 0.5 * (squares + log_dets)
     log_weights = log_weights + sum(single[i, choices[:, i]] for i in range(n))
     weights = np.exp(log_weights - log_weights.max())
-    chosen = rng.choice(len(choices), count, p=weights / weights.sum())
-    factors = np.linalg.cholesky(covariance[chosen])
-    return means[chosen] + np.einsum(
-        "cab,cb->ca", factors, rng.standard_normal((count, instance.size))
-    )
+    return Components(weights / weights.sum(), means, covariance)
 
 
 def _gibbs(instance: Instance, rng: np.random.Generator, count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Exact answers are closed forms or quadrature, of level 0 with its noise.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from scipy.special import logsumexp
 
 import composeprob as cp
 from exact.axis import Mixture, along, two
-from exact.case import Answer, Case, schedule, share
+from exact.case import Answer, Case, schedule, share, single
 from exact.grids import log_normal, on_grid
 from exact.networks import by_energy, by_score
 
@@ -140,10 +141,17 @@ def conjunctions() -> list[Case]:
     cases = []
     for name, mixtures, dims, form in named:
         terms = tuple((mixture, 1.0) for mixture in mixtures)
-        # Equal mixtures are one factor, as in `cp.product(f, f, f)`.
-        same = functools.cache(form)
-        cases.append(along("AND of learned factors", name, terms, dims, form=same))
+        answered = along("AND of learned factors", name, terms, dims)
+        compiled = functools.partial(conjunction, mixtures, dims, form)
+        cases.append(dataclasses.replace(answered, compile=compiled))
     return cases
+
+
+def conjunction(mixtures: list[Mixture], dims: int, form: Any) -> cp.AnnealedDensity:
+    """The density of a product without powers, as people write it: `cp.product(f, f)`
+    where mixtures are equal."""
+    factor = functools.cache(form)
+    return cp.compile(single, cp.product(*(factor(each, dims) for each in mixtures)))
 
 
 def powers() -> list[Case]:

@@ -127,7 +127,7 @@ def case(name: str, kind: str) -> Case:
         return dataclasses.replace(found, error=np.maximum(found.error, expected))
 
     exact = Answer((0.0,) * 2 * len(laws))
-    label = f"{name}, {kind}, {MEMBERS} members"
+    label = f"{name}, {kind}, {MEMBERS} members, moments"
     return Case("plain hierarchies", label, compiled, ask, lambda: exact)
 
 

@@ -3,6 +3,7 @@ than what they depend on."""
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import types
@@ -303,3 +304,77 @@ def test_without_git_it_says_so(tmp_path, monkeypatch):
     with pytest.raises(cp.errors.LoadError, match="git") as caught:
         ages.git(tmp_path, "status")
     check_wording(str(caught.value))
+
+
+# ── the gate ──────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def gate(monkeypatch, tmp_path):
+    """The gate, whose committed line lies in an empty folder."""
+    monkeypatch.syspath_prepend(str(Path(finder.__file__).parent))
+    # Its import sets a flag of the compiler.
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    module = importlib.import_module("gate")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def gate_rows(gate, silent, runs=4):
+    """Return rows of runs, of which so many are wrong and OK."""
+    rows = []
+    for number in range(runs):
+        outcome = gate.Outcome.DEFECT if number < silent else gate.Outcome.RIGHT
+        row = {"program": f"program {number}", "chains": 64, "key": 0, "seconds": 1.0}
+        row |= {"exact": [0.5], "estimates": [0.1], "errors": [0.1], "codes": []}
+        rows.append(row | {"outcome": str(outcome), "evaluations": 10})
+    return rows
+
+
+def written_line(gate, **families):
+    every = [row for rows in families.values() for row in rows]
+    line = {family: gate.counts_of(rows) for family, rows in families.items()}
+    line["in all"] = gate.counts_of(every)
+    (gate.RESULTS / "gate_short.json").write_text(json.dumps({"families": line}))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [(1, 1, 0), (0, 1, 0), (2, 0, 1), (1, 2, 1), (0, 3, 1)],
+)
+def test_the_gate_refuses_more_runs_that_are_wrong_and_ok(
+    gate, capsys, first, second, status
+):
+    """The line has one such run in each family. Fewer in the other family make no
+    room for a rise in one."""
+    one = gate_rows(gate, 1)
+    written_line(gate, first=one, second=one)
+    groups = {"first": gate_rows(gate, first), "second": gate_rows(gate, second)}
+    assert gate.judge("gate_short", groups) == status
+    assert ("FAILS" in capsys.readouterr().out) == bool(status)
+
+
+def test_the_gate_refuses_other_runs_than_those_of_its_line(gate):
+    rows = gate_rows(gate, 0)
+    assert gate.judge("gate_short", {"first": rows}) == 1
+    written_line(gate, first=rows)
+    assert gate.judge("gate_short", {"first": rows}) == 0
+    assert gate.judge("gate_short", {"first": rows}, missing=1) == 1
+    assert gate.judge("gate_short", {"first": rows[:3]}) == 1
+    assert gate.judge("gate_short", {"first": rows, "second": rows}) == 1
+
+
+@pytest.mark.slow
+def test_programs_of_the_gate_have_names_of_their_own(gate):
+    runs = gate.selection(short=False)
+    names = [(run.case.name, run.chains) for run in runs]
+    assert len(set(names)) == len(names)
+    short = gate.selection(short=True)
+    assert {run.family for run in short} == set(gate.FAMILIES)
+    assert len(short) == sum(map(len, gate.SHORT.values()))
+
+
+@pytest.mark.slow
+def test_the_committed_line_of_the_gate_is_of_its_short_form(gate):
+    results = Path(finder.__file__).parent / "results"
+    line = json.loads((results / "gate_short.json").read_text())
+    runs = {(run.case.name, run.chains) for run in gate.selection(short=True)}
+    assert {(row["program"], row["chains"]) for row in line["rows"]} <= runs

@@ -1,26 +1,30 @@
-"""Processor time and compilations by file of tests:
+"""Processor time and compilations by file of tests, and of the costliest tests:
 
     python -m pytest -p processor_times -m "not slow and core" tests/sampling
 
-`--durations` has wall time, which other work on the machine prolongs.
+`--durations` has wall time, which other work on the machine prolongs. With
+PROCESSOR_TIMES=FILE each test that has ended is a line of this file as well: its id,
+its processor seconds and its programs, between tabs.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
 import pytest
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+COSTLIEST = 40
+"""Tests that are printed."""
 
 
 @dataclass
 class Spent:
-    """Processor seconds and compiled programs of the tests of a file.
+    """Processor seconds and compiled programs of a test, or of those of a file.
 
     Attributes:
         seconds: processor seconds, those of processes that have ended too.
@@ -32,6 +36,7 @@ class Spent:
 
 
 _files: defaultdict[str, Spent] = defaultdict(Spent)
+_tests: dict[str, Spent] = {}
 _programs = 0
 
 
@@ -57,17 +62,39 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     seconds = _processor_seconds()
     programs = _programs
     result = yield
+    spent = Spent(_processor_seconds() - seconds, _programs - programs)
+    _tests[item.nodeid] = spent
     file = _files[item.nodeid.partition("::")[0]]
-    file.seconds += _processor_seconds() - seconds
-    file.programs += _programs - programs
+    file.seconds += spent.seconds
+    file.programs += spent.programs
+    _write(item.nodeid, spent)
     return result
 
 
+def _write(test: str, spent: Spent) -> None:
+    """Add a line to the file that PROCESSOR_TIMES names."""
+    path = os.environ.get("PROCESSOR_TIMES")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{test}\t{spent.seconds:.2f}\t{spent.programs}\n")
+
+
+def _lines(spent: Mapping[str, Spent]) -> list[str]:
+    """Return a line for each name, the longest first."""
+    names = sorted(spent, key=lambda name: -spent[name].seconds)
+    lines = []
+    for name in names:
+        one = spent[name]
+        lines.append(f"{one.seconds:8.1f} {one.programs:6d}  {name}")
+    return lines
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the files, the longest first."""
+    """Print the files and the costliest tests, the longest first."""
     terminalreporter.section("processor seconds, programs")
-    for name, spent in sorted(_files.items(), key=lambda item: -item[1].seconds):
-        line = f"{spent.seconds:8.1f} {spent.programs:6d}  {name}"
+    for line in _lines(_files):
         terminalreporter.write_line(line)
     total = sum(spent.seconds for spent in _files.values())
-    terminalreporter.write_line(f"{total:8.1f} in all")
+    terminalreporter.write_line(f"{total:8.1f} in all, of which")
+    for line in _lines(_tests)[:COSTLIEST]:
+        terminalreporter.write_line(line)

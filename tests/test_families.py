@@ -17,17 +17,21 @@ def test_families_are_made_of_files_and_tests_that_exist():
         for place in (*family.tests, *family.sources):
             assert (ROOT / place).exists(), place
         for case in family.cases:
-            file, _, test = case.partition("::")
+            file, *test = case.partition("[")[0].split("::")
             tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
             names = {node.name for node in ast.walk(tree) if hasattr(node, "name")}
-            assert set(test.partition("[")[0].split("::")) <= names, case
+            assert set(test) <= names, case
 
 
 def test_a_test_is_of_the_nearest_family():
     assert family_of("tests/pretrained/test_goldens.py") == "pretrained"
     assert family_of("tests/pretrained/test_estimators.py") == "estimators"
-    assert family_of("tests/kernels/test_mutants.py") is None
-    assert marks("tests/kernels/test_mutants.py::test_it") == ["core"]
+    assert family_of("tests/sampling/test_reveal.py") == "tokens"
+    assert family_of("tests/sampling/test_step.py") == "samplers"
+    assert family_of("tests/algebra/test_laws.py") is None
+    assert marks("tests/algebra/test_laws.py::test_it") == ["core"]
+    assert marks("tests/kernels/test_mutants.py::test_it[a]") == ["kernels", "core"]
+    assert marks("tests/kernels/test_gibbs.py::test_it") == ["kernels"]
     assert marks("tests/metrics/test_evidence.py::test_it[a]") == ["likelihoods"]
     case = FAMILIES["likelihoods"].cases[0]
     assert marks(f"{case}[3]") == marks(case) == ["likelihoods", "core"]
@@ -46,13 +50,19 @@ def test_this_test_is_of_the_core(request):
 @pytest.mark.parametrize(
     ("file", "names"),
     [
-        ("composeprob/metrics/likelihood.py", ["likelihoods", "documents"]),
+        (
+            "composeprob/metrics/likelihood.py",
+            ["likelihoods", "documents", "mistakes", "packaging"],
+        ),
         ("tests/pretrained/test_estimators.py", ["estimators"]),
         (
             "composeprob/pretrained/estimators.py",
-            ["pretrained", "estimators", "documents"],
+            ["pretrained", "estimators", "documents", "mistakes", "packaging"],
         ),
-        ("composeprob/kernels/langevin.py", ["documents"]),
+        (
+            "composeprob/kernels/langevin.py",
+            ["documents", "kernels", "samplers", "mistakes", "packaging"],
+        ),
         ("modelsx/other.py", []),
         ("tests/conftest.py", list(FAMILIES)),
         (".ci/run", list(FAMILIES)),

@@ -26,8 +26,9 @@ class Family(NamedTuple):
     Attributes:
         tests: files and folders of its tests, which are a change of it too.
         sources: files and folders that it tests.
-        cases: the tests that belong to the core, or classes of them: one that would
-            notice if the family were broken, and those that must find a mutant.
+        cases: the tests that belong to the core, or classes or files of them: those
+            that would notice if the family were broken, and those that must find a
+            mutant.
     """
 
     tests: tuple[str, ...]
@@ -114,7 +115,10 @@ FAMILIES = {
         ),
         cases=(
             "tests/sampling/test_devices.py::"
-            "test_eight_devices_give_the_samples_of_two_with_the_fewest_collectives",
+            "test_copies_fill_the_last_chunk_and_count_nowhere",
+            "tests/sampling/test_devices.py::"
+            "test_weighted_models_and_full_covariances_have_the_same_samples_on_one_and_"
+            "eight",
         ),
     ),
     "tokens": Family(
@@ -549,6 +553,271 @@ FAMILIES = {
             "test_every_benchmark_is_listed_with_what_it_measures",
         ),
     ),
+    "compiler": Family(
+        tests=("tests/compiler",),
+        sources=(
+            "composeprob/compiler",
+            "composeprob/density",
+            "composeprob/factors",
+            "composeprob/ir",
+            "composeprob/language",
+            "composeprob/schedule.py",
+        ),
+        cases=(
+            "tests/compiler/test_cells.py::test_many_sets_are_the_product_of_windows",
+            "tests/compiler/test_counts.py::test_one_network_is_evaluated_once",
+            "tests/compiler/test_counts.py::test_new_numbers_reuse_compiled_code",
+            "tests/compiler/test_exact.py::test_the_closed_form_is_the_integral",
+            "tests/compiler/test_exact.py::"
+            "test_a_measurement_that_looks_elsewhere_than_it_did_is_seen",
+            "tests/compiler/test_grow.py::"
+            "test_the_power_of_a_gaussian_is_followed_exactly",
+            "tests/compiler/test_linearity.py::"
+            "test_every_slope_that_some_latent_makes_is_found",
+            "tests/compiler/test_over.py::"
+            "test_it_is_the_product_written_out[energy-2-1]",
+            "tests/compiler/test_passes.py::test_normal_forms",
+            "tests/compiler/test_passes.py::test_capabilities",
+            "tests/compiler/test_precision.py::"
+            "test_rounding_that_changes_estimates_is_found",
+            "tests/compiler/test_print.py::test_a_program_reads_like_its_mathematics",
+            "tests/compiler/test_rate.py::test_rate_is_the_residual[quotient-VP]",
+            "tests/compiler/test_rate.py::"
+            "test_rate_is_the_residual[mixture of calibrated products-VE]",
+            "tests/compiler/test_rate.py::"
+            "test_rate_is_the_residual[averaging window-other]",
+            "tests/compiler/test_reads.py::"
+            "test_a_program_compiled_again_reads_what_is_there_now[float]",
+            "tests/compiler/test_refusals.py::test_the_least_precision_is_found",
+            "tests/compiler/test_refusals.py::test_the_wrong_sign_is_named",
+            "tests/compiler/test_refusals.py::test_the_wrong_sign_of_a_flow_is_named",
+            "tests/compiler/test_tempering.py::test_powers_are_those_of_the_docs",
+            "tests/compiler/test_trace.py::"
+            "test_data_that_become_constants_are_named_with_their_line",
+            "tests/compiler/test_verify.py::test_sound_graphs_pass",
+            "tests/compiler/test_verify.py::test_broken_expressions_are_caught",
+        ),
+    ),
+    "kernels": Family(
+        tests=("tests/kernels",),
+        sources=(
+            "composeprob/density/evaluation.py",
+            "composeprob/kernels",
+            "composeprob/samplers/funnels.py",
+            "tests/kernel_chains.py",
+        ),
+        cases=(
+            "tests/kernels/test_gibbs.py::test_the_opposite_order_undoes_a_scan",
+            "tests/kernels/test_invariance.py::test_a_coarse_line_integral_does_not",
+            "tests/kernels/test_invariance.py::"
+            "test_unadjusted_kernels_have_their_known_variance",
+            "tests/kernels/test_line_integral.py::"
+            "test_the_error_has_the_order_of_its_rule",
+            "tests/kernels/test_metric.py::"
+            "test_a_kernel_shows_its_metric_and_only_that",
+            "tests/kernels/test_mutants.py",
+            "tests/kernels/test_step_size.py::test_resolve",
+            "tests/kernels/test_transitions.py::"
+            "test_the_protocol_is_the_step[HMC, LineIntegral-two sites]",
+            "tests/kernels/test_transitions.py::"
+            "test_non_finite_proposals_are_rejected_and_flagged",
+        ),
+    ),
+    "factors": Family(
+        tests=("tests/factors",),
+        sources=(
+            "composeprob/density",
+            "composeprob/factors",
+            "composeprob/schedule.py",
+            "tests/registry.py",
+        ),
+        cases=(
+            "tests/factors/test_analytic.py::"
+            "test_noised_densities_are_convolutions[mixture]",
+            "tests/factors/test_analytic.py::"
+            "test_noised_densities_are_convolutions[half-Cauchy]",
+            "tests/factors/test_diffusion.py::test_parameterizations",
+            "tests/factors/test_energy_classifier.py::"
+            "test_condition_is_bayes_rule_to_a_power[2.5]",
+            "tests/factors/test_formula.py::"
+            "test_the_condition_is_the_exact_posterior_at_every_"
+            "level[~(right & top) | near]",
+            "tests/factors/test_registry.py",
+            "tests/factors/test_refusals.py",
+            "tests/factors/test_tapestry.py::"
+            "test_windows_that_agree_make_the_canvas_that_they_agree_on",
+        ),
+    ),
+    "programs": Family(
+        tests=(
+            "tests/language",
+            "tests/density/test_numpyro.py",
+            "tests/test_numpyro_sites.py",
+            "tests/test_predictive.py",
+        ),
+        sources=(
+            "composeprob/compiler",
+            "composeprob/density",
+            "composeprob/language",
+            "composeprob/numpyro_sites.py",
+            "composeprob/results/result.py",
+        ),
+        cases=(
+            "tests/density/test_numpyro.py::"
+            "test_the_gradient_is_the_score_and_samples_are_those_of_the_program",
+            "tests/language/test_hierarchy.py::"
+            "test_density_and_scores_are_the_models[13]",
+            "tests/language/test_hierarchy.py::"
+            "test_c_keeps_its_prior_and_x_has_its_law_given_c",
+            "tests/language/test_hierarchy.py::"
+            "test_where_the_prior_draw_would_be_wrong_the_program_is_refused",
+            "tests/language/test_posteriors.py::"
+            "test_a_program_without_noised_sites_is_a_bayesian_model",
+            "tests/language/test_statements.py::"
+            "test_the_density_of_a_program_is_the_product_of_its_statements",
+            "tests/language/test_statements.py::"
+            "test_level_0_is_the_posterior_whatever_a_policy_says[tempered]",
+            "tests/test_numpyro_sites.py::test_inside_a_program_it_is_the_factor",
+            "tests/test_predictive.py::test_predictions_have_the_programs_law",
+        ),
+    ),
+    "samplers": Family(
+        tests=("tests/sampling",),
+        sources=(
+            "composeprob/checkpoint.py",
+            "composeprob/kernels",
+            "composeprob/results/store.py",
+            "composeprob/runtime",
+            "composeprob/samplers",
+            "composeprob/schedule.py",
+            "composeprob/tuning.py",
+            "tests/sampling_cases.py",
+        ),
+        cases=(
+            "tests/sampling/test_adaptive.py::"
+            "test_failures_at_a_level_are_findings_and_leave_chains_finite",
+            "tests/sampling/test_counts.py::test_a_loop_has_the_network_once[SMC-None]",
+            "tests/sampling/test_counts.py::"
+            "test_a_loop_has_the_network_once[SMC, scores-None]",
+            "tests/sampling/test_counts.py::"
+            "test_evaluations_are_what_the_result_says[SMC]",
+            "tests/sampling/test_driver.py::"
+            "test_one_trace_for_ten_or_a_thousand_levels_and_for_rules_written_again",
+            "tests/sampling/test_driver.py::"
+            "test_samples_depend_on_key_and_number_of_chains_only",
+            "tests/sampling/test_driver.py::test_ctrl_c_returns_what_is_done",
+            "tests/sampling/test_evidence_of_data.py::"
+            "test_weights_add_up_to_the_evidence_by_a_rule_of_second_order",
+            "tests/sampling/test_fit.py::"
+            "test_an_affine_score_is_found_wherever_the_chains_are",
+            "tests/sampling/test_fit.py::"
+            "test_one_level_is_exact_for_gaussians[all powers 42-3]",
+            "tests/sampling/test_fit.py::test_a_wrong_control_or_slope_is_seen",
+            "tests/sampling/test_laws.py",
+            "tests/sampling/test_layout.py::"
+            "test_an_evaluations_score_is_the_gradient_of_its_log_density",
+            "tests/sampling/test_own_parts.py::test_parts_that_keep_their_contract_run",
+            "tests/sampling/test_random.py",
+            "tests/sampling/test_resampling.py::test_copies_are_unbiased",
+            "tests/sampling/test_resampling.py::"
+            "test_equal_weights_keep_every_chain_and_no_chain_of_weight_zero_is_copied",
+            "tests/sampling/test_resampling.py::"
+            "test_the_variance_of_the_evidence_follows_the_genealogy",
+            "tests/sampling/test_resume.py::test_a_resumed_run_gives_the_same_samples",
+            "tests/sampling/test_resume.py::"
+            "test_the_damaged_last_checkpoint_is_passed_over",
+            "tests/sampling/test_step.py::test_it_is_ddpm_and_ddim[0.5-17]",
+            "tests/sampling/test_step.py::"
+            "test_the_law_on_a_gaussian_follows_the_recursion",
+            "tests/sampling/test_step.py::"
+            "test_the_density_of_a_step_is_that_of_its_draws[fitted]",
+            "tests/sampling/test_step.py::"
+            "test_a_fitted_step_takes_a_gaussian_product_from_level_to_level[1.0-2.0]",
+            "tests/sampling/test_step.py::"
+            "test_the_second_order_keeps_the_variance_and_the_first_does_not",
+            "tests/sampling/test_step.py::test_it_is_bayes_rule_for_the_step[3.0-1.0]",
+            "tests/sampling/test_stream.py::"
+            "test_a_stopped_run_goes_on_with_the_same_draws[True]",
+            "tests/sampling/test_tracking.py::test_the_identity_is_exact_for_gaussians",
+            "tests/sampling/test_tracking.py::test_mutants_do_not_know_it",
+            "tests/sampling/test_weights.py::"
+            "test_own_weights_run_as_those_of_the_library",
+        ),
+    ),
+    "results": Family(
+        tests=(
+            "tests/density/test_fokker_planck.py",
+            "tests/density/test_stein.py",
+            "tests/test_comparison.py",
+            "tests/test_estimates.py",
+            "tests/test_result.py",
+            "tests/test_shares.py",
+        ),
+        sources=(
+            "composeprob/density",
+            "composeprob/findings.py",
+            "composeprob/records.py",
+            "composeprob/results",
+        ),
+        cases=(
+            "tests/density/test_fokker_planck.py::"
+            "test_a_scaled_score_has_the_residual_that_it_must_have[30]",
+            "tests/density/test_stein.py::"
+            "test_exact_draws_satisfy_the_identity[two modes]",
+            "tests/density/test_stein.py::"
+            "test_samples_of_another_distribution_are_named",
+            "tests/test_comparison.py::test_a_dropped_mode_of_a_fifth_has_the_finding",
+            "tests/test_comparison.py::test_right_runs_raise_no_alarm",
+            "tests/test_estimates.py::test_intervals_cover",
+            "tests/test_result.py::test_weighted_statistics_against_repetition",
+            "tests/test_result.py::test_round_trip_through_a_file",
+            "tests/test_shares.py::test_right_shares_have_no_finding",
+            "tests/test_shares.py::"
+            "test_a_share_that_is_wrong_by_little_is_found_where_chains_are_many",
+            "tests/test_shares.py::test_wrong_shares_are_found",
+            "tests/test_shares.py::"
+            "test_independent_chains_of_wrong_proportions_have_the_finding",
+            "tests/test_shares.py::test_groups_behind_barriers_are_found_however_small",
+        ),
+    ),
+    "mistakes": Family(
+        tests=(
+            "tests/test_advice.py",
+            "tests/test_answers.py",
+            "tests/test_malformed.py",
+            "tests/test_mistakes.py",
+        ),
+        sources=("composeprob",),
+        cases=(
+            "tests/test_advice.py::test_wrong_advice_fails",
+            "tests/test_advice.py::test_messages_give_code",
+            "tests/test_answers.py::"
+            "test_a_network_that_is_wrong_at_all_levels_is_no_network_of_too_little_"
+            "noise",
+            "tests/test_answers.py::test_mistakes_are_refused_in_words",
+            "tests/test_malformed.py::test_the_good_ones_load",
+            "tests/test_mistakes.py::test_the_place_is_a_line_of_the_program",
+            "tests/test_mistakes.py::test_every_error_says_how_to_fix_it",
+            "tests/test_mistakes.py::"
+            "test_a_scale_that_becomes_negative_in_a_run_is_named",
+        ),
+    ),
+    "packaging": Family(
+        tests=(
+            "tests/test_devices_command.py",
+            "tests/test_extras.py",
+            "tests/test_packaging.py",
+        ),
+        sources=("composeprob", "models", "tools"),
+        cases=(
+            "tests/test_devices_command.py::"
+            "test_collectives_are_counted_where_they_start",
+            "tests/test_extras.py::test_the_extras_are_those_of_the_distribution",
+            "tests/test_packaging.py::test_everything_is_of_one_version",
+            "tests/test_packaging.py::test_every_import_is_a_declared_dependency",
+            "tests/test_packaging.py::test_few_lines_say_any",
+        ),
+    ),
 }
 EVERY = (
     ".ci",
@@ -579,12 +848,13 @@ def family_of(file: str) -> str | None:
 
 def marks(test: str) -> list[str]:
     """Return the marks of a test, by its id without or with its parameters."""
-    name = family_of(test.partition("::")[0])
+    file = test.partition("::")[0]
+    name = family_of(file)
     if name is None:
         return [CORE]
     function = test.partition("[")[0]
     of_class = function.rpartition("::")[0]
-    if {test, function, of_class} & set(FAMILIES[name].cases):
+    if {test, function, of_class, file} & set(FAMILIES[name].cases):
         return [name, CORE]
     return [name]
 

@@ -23,6 +23,29 @@ def test_families_are_made_of_files_and_tests_that_exist():
             assert set(test) <= names, case
 
 
+def defined(body, within=()):
+    """Yield the tests of a module or class with the names of their classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node.body, (*within, node.name))
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield (*within, node.name), node
+
+
+def test_quick_tests_that_must_find_a_mutant_are_in_the_core():
+    found = 0
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for names, test in defined(tree.body):
+            slow = any("slow" in ast.unparse(mark) for mark in test.decorator_list)
+            if slow or "assert_disagrees" not in ast.unparse(test):
+                continue
+            place = "::".join((file.relative_to(ROOT).as_posix(), *names))
+            assert families.CORE in marks(place), place
+            found += 1
+    assert found
+
+
 def test_a_test_is_of_the_nearest_family():
     assert family_of("tests/pretrained/test_goldens.py") == "pretrained"
     assert family_of("tests/pretrained/test_estimators.py") == "estimators"

@@ -226,7 +226,7 @@ FAMILIES = {
             "composeprob/tuning.py",
         ),
         cases=(
-            "tests/sampling/test_extend.py::test_a_study_goes_on_datum_by_datum",
+            "tests/sampling/test_extend.py::test_a_study_goes_on_datum_by_datum[2]",
             "tests/sampling/test_extend.py::"
             "test_without_the_weights_of_the_data_it_stays_where_it_was",
             "tests/sampling/test_extend.py::"
@@ -666,7 +666,7 @@ FAMILIES = {
             "tests/sampling/test_fit.py::test_a_wrong_control_or_slope_is_seen",
             "tests/sampling/test_laws.py",
             "tests/sampling/test_layout.py::"
-            "test_an_evaluations_score_is_the_gradient_of_its_log_density",
+            "test_an_evaluations_score_is_the_gradient_of_its_log_density[noised]",
             "tests/sampling/test_own_parts.py::test_parts_that_keep_their_contract_run",
             "tests/sampling/test_random.py",
             "tests/sampling/test_resampling.py::test_copies_are_unbiased",

@@ -65,7 +65,7 @@ def start(ys, seed=0):
     return run(compiled(ys), seed, chains=1000)
 
 
-@pytest.mark.parametrize("last", [3, slow(4)])  # each size is compiled for
+@pytest.mark.parametrize("last", [2, 3, slow(4)])  # each size is compiled for
 def test_a_study_goes_on_datum_by_datum(last):
     result = start(YS[:1])
     spent = result.evaluations

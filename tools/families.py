@@ -163,8 +163,6 @@ FAMILIES = {
             "tests/sampling/test_renoise_tokens.py::"
             "test_without_the_ratio_the_law_of_uniform_noise_is_lost",
             "tests/sampling/test_renoise_tokens.py::"
-            "test_remasks_leave_the_law_and_renew_ancestors",
-            "tests/sampling/test_renoise_tokens.py::"
             "test_without_their_ratio_they_do_not",
             "tests/sampling/test_reveal.py::test_expressions_have_their_law[mixture]",
             "tests/sampling/test_reveal.py::test_remasks_without_a_test_fail",
@@ -667,7 +665,6 @@ FAMILIES = {
             "tests/sampling/test_laws.py",
             "tests/sampling/test_layout.py::"
             "test_an_evaluations_score_is_the_gradient_of_its_log_density[noised]",
-            "tests/sampling/test_own_parts.py::test_parts_that_keep_their_contract_run",
             "tests/sampling/test_random.py",
             "tests/sampling/test_resampling.py::test_copies_are_unbiased",
             "tests/sampling/test_resampling.py::"

@@ -484,7 +484,6 @@ FAMILIES = {
             "tests/sampling/test_walls.py::"
             "test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_"
             "came_from",
-            "tests/sampling/test_walls.py::test_hard_walls_lose_nothing",
             "tests/sampling/test_walls.py::test_a_box_is_found_from_the_noisiest_level",
             "tests/sampling/test_walls.py::"
             "test_the_backward_kernel_has_the_control_in_it",

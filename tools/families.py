@@ -229,7 +229,6 @@ FAMILIES = {
             "test_without_the_weights_of_the_data_it_stays_where_it_was",
             "tests/sampling/test_extend.py::"
             "test_a_new_latent_whose_datum_is_far_is_proposed_near_it",
-            "tests/sampling/test_next_step.py::test_a_chain_goes_on_state_by_state",
             "tests/sampling/test_next_step.py::"
             "test_without_the_weights_of_the_steps_it_does_not_see_the_data",
             "tests/sampling/test_next_step.py::"
@@ -687,8 +686,6 @@ FAMILIES = {
             "test_a_stopped_run_goes_on_with_the_same_draws[True]",
             "tests/sampling/test_tracking.py::test_the_identity_is_exact_for_gaussians",
             "tests/sampling/test_tracking.py::test_mutants_do_not_know_it",
-            "tests/sampling/test_weights.py::"
-            "test_own_weights_run_as_those_of_the_library",
         ),
     ),
     "results": Family(

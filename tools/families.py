@@ -559,7 +559,7 @@ FAMILIES = {
             "tests/kernels/test_invariance.py::"
             "test_unadjusted_kernels_have_their_known_variance",
             "tests/kernels/test_line_integral.py::"
-            "test_the_error_has_the_order_of_its_rule",
+            "test_the_error_has_the_order_of_its_rule[simpson-4-of_a_trajectory]",
             "tests/kernels/test_metric.py::"
             "test_a_kernel_shows_its_metric_and_only_that",
             "tests/kernels/test_mutants.py",

@@ -9,11 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from composeprob import renamed
-
 __version__ = "0.1.0"
-
-renamed.install()
 
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403
@@ -35,10 +31,6 @@ else:  # a type checker would take `__getattr__` for a promise of every name
             globals().update(public, __all__=api.__all__)
             if name in globals():
                 return globals()[name]
-            if name in renamed.PUBLIC:
-                new = renamed.PUBLIC[name]
-                renamed.warn_renamed(f"composeprob.{name}", f"composeprob.{new}")
-                return globals()[new]
         errors = import_module(f"{__name__}.errors")
         raise errors.unknown_name(__name__, name, globals().get("__all__", ()))
 

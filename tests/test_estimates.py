@@ -198,13 +198,6 @@ def test_pareto_k_of_few_weights_raises_nothing(size):
     assert np.isnan(k) or size >= 25
 
 
-def test_families_is_the_former_name_of_genealogy():
-    with pytest.warns(DeprecationWarning, match="Genealogy"):
-        assert estimates.Families is Genealogy
-    with pytest.raises(AttributeError, match="Clans"):
-        _ = estimates.Clans
-
-
 @pytest.mark.parametrize("share", [0.24, 0.21, 0.8])
 def test_the_error_of_a_quantile_near_the_share_of_a_mode_spans_the_gap(
     share, monkeypatch

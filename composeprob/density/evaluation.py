@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, PyTree
-
-from composeprob.renamed import former_names, warn_renamed
 
 Position: TypeAlias = PyTree[Array]
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
@@ -178,24 +176,6 @@ class Evaluation(eqx.Module):
         return dataclasses.replace(
             self, score=score, closed_form=closed_form, tracked=tracked
         )
-
-    @property
-    def parts(self) -> Any:
-        """Deprecated name of `terms`."""
-        warn_renamed("Evaluation.parts", "Evaluation.terms")
-        return self.terms
-
-    @property
-    def known(self) -> ClosedFormTerm | None:
-        """Deprecated name of `closed_form`."""
-        warn_renamed("Evaluation.known", "Evaluation.closed_form")
-        return self.closed_form
-
-
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
-    __getattr__ = former_names(
-        __name__, {"Parts": "DensityTerms", "Known": "ClosedFormTerm"}
-    )
 
 
 class ExpertValue(eqx.Module):

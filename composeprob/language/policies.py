@@ -12,16 +12,11 @@ from jaxtyping import Float
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError
-from composeprob.renamed import warn_renamed
 from composeprob.schedule import Noise, Schedule
 from composeprob.user_code import array_from
 
 Sites: TypeAlias = dict[str, Array]
 T = TypeVar("T")
-
-FORMER_FLAGS = {"closed_form": "exact", "by_moments": "moments"}
-"""Former flags of a policy's class, with the short names of the policies that they
-chose."""
 
 
 class Binder(Protocol):
@@ -58,18 +53,6 @@ class Policy:
     measured: ClassVar[bool] = False
     network_free: ClassVar[bool] = False
     takes_levels: ClassVar[bool] = False
-    # The short name that a former flag of the class chose.
-    _stands_for: ClassVar[str | None] = None
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "plain" in vars(cls):
-            warn_renamed(f"{cls.__name__}.plain", "network_free")
-            cls.network_free = vars(cls)["plain"]
-        for flag, name in FORMER_FLAGS.items():
-            if vars(cls).get(flag):
-                warn_renamed(f"{cls.__name__}.{flag}", f"anneal={name!r}")
-                cls._stands_for = name
 
     def bind(self, observation: Any, facts: Any) -> Any:
         """Return the term of the density that this policy makes of an observation, or
@@ -207,7 +190,7 @@ def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
                 "numbers or text, as compiled code is cached by them.",
                 fix="give a tuple in the place of an array or a list.",
             ) from error
-        return policy if policy._stands_for is None else POLICIES[policy._stands_for]
+        return policy
     if isinstance(policy, str) and policy in POLICIES:
         return POLICIES[policy]
     raise InvalidValueError(

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ from composeprob.errors import (
     WrongTypeError,
     a_kind,
 )
-from composeprob.renamed import former_names
 from composeprob.text import printable
 
 
@@ -439,7 +438,3 @@ def _over_all(
             sample = {name: value[i] for name, value in samples.items()}
             values.append(np.asarray(fn(sample)))
         return np.stack(values)
-
-
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
-    __getattr__ = former_names(__name__, {"Families": "Genealogy"})

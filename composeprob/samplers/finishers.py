@@ -8,7 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +30,6 @@ from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metric import MetricLike, as_metric, regularised
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
-from composeprob.renamed import former_names
 from composeprob.samplers.descent import at_target, moved_to
 from composeprob.samplers.discrete import discrete_sites
 from composeprob.samplers.hierarchy import (
@@ -912,7 +911,3 @@ def renewed_ancestors(
         .min(jnp.where(moved, nobody, numbers))
     )
     return jnp.where(moved, numbers, names[ancestors])
-
-
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
-    __getattr__ = former_names(__name__, {"Closing": "Finisher"})

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,12 +16,8 @@ from jaxtyping import Float, Int, UInt32
 
 from composeprob.errors import WrongTypeError
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.renamed import former_names, warn_renamed
 from composeprob.samplers.random import threefry
 from composeprob.user_code import array_from, is_own
-
-FORMER_METHODS = {"due": "should_resample", "survivors": "ancestors"}
-"""Former names of a `Resampler`'s methods, with those that they have now."""
 
 
 class Resampler(eqx.Module):
@@ -84,30 +79,6 @@ class Resampler(eqx.Module):
                 fix="return whole numbers: an array .astype(int), or of jnp.argmax, "
                 "jnp.searchsorted and the like.",
             )
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for old, new in FORMER_METHODS.items():
-            own = vars(cls)
-            if old in own and new not in own:
-                warn_renamed(f"{cls.__name__}.{old}", new)
-                setattr(cls, new, own[old])
-            elif new in own and old not in own:
-                # For super().due(…) in a subclass that still has the old names. Each
-                # class has its own: one on the base class would call the method that
-                # it was called from.
-                setattr(cls, old, _deprecated(own[new], old, new))
-
-
-def _deprecated(method: Callable[..., Array], old: str, new: str) -> Any:
-    """Return a method that warns that it has another name now."""
-
-    @wraps(method)
-    def call(*args: Any) -> Array:
-        warn_renamed(old, new)
-        return method(*args)
-
-    return call
 
 
 class Resample(Resampler):
@@ -340,7 +311,3 @@ def statistics(
         weight_variance=variance,
         step_error=error / jnp.maximum(usable, 1e-30),
     )
-
-
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
-    __getattr__ = former_names(__name__, {"Meet": "Resampler"})

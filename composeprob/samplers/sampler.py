@@ -27,7 +27,6 @@ from composeprob.kernels.gibbs import parts_of, replaced
 from composeprob.kernels.kernel import as_kernel
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
-from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, Phases, at_target, moved_to
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
@@ -83,20 +82,6 @@ class Sampler(eqx.Module):
     descent: ClassVar[type[Descent]] = Descent
     # Whether a default run with too few ancestors gives way to another sampler.
     may_stop: ClassVar[bool] = True
-
-    # Names of 0.1.0
-
-    @property
-    def meet(self) -> Resampler | None:
-        """Former name of `exchange`."""
-        warn_renamed("Sampler.meet", "Sampler.exchange")
-        return self.exchange
-
-    @property
-    def then(self) -> tuple[Finisher, ...]:
-        """Former name of `finishers`."""
-        warn_renamed("Sampler.then", "Sampler.finishers")
-        return self.finishers
 
     # Requirements and properties
 

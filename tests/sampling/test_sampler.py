@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import pytest
 
 import composeprob as cp
 from composeprob.samplers.choose import independent
@@ -30,11 +29,3 @@ def test_a_reverse_step_is_by_default_that_of_default_runs():
     default, _ = independent(cp.compile(single, normal(jnp.zeros(2))), "few chains")
     assert eqx.tree_equal(chains.step, default.step)
     assert cp.AnnealedMCMC(cp.MALA()).step is None
-
-
-@pytest.mark.parametrize(("old", "new"), [("meet", "exchange"), ("then", "finishers")])
-def test_former_names_warn_and_name_the_new_ones(old, new):
-    sampler = cp.SMC(resample=cp.Resample(0.8), then=cp.WarmUp())
-    with pytest.warns(DeprecationWarning, match=rf"Sampler\.{new}"):
-        value = getattr(sampler, old)
-    assert value is getattr(sampler, new)

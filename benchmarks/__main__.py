@@ -30,7 +30,7 @@ from composeprob.errors import ComposeProbError, LoadError
 
 def benchmarks() -> dict[str, Path]:
     """Scripts of all benchmarks by name, such as ``paper-2d``."""
-    shared = ("__main__", "ages", "mode_weights", "report", "sizes")
+    shared = ("__main__", "ages", "ahead", "mode_weights", "report", "sizes")
     scripts = [
         path
         for path in sorted(Path(__file__).parent.glob("*.py"))

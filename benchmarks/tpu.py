@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from jax import Array
     from rich.table import Table
 
+    from benchmarks.ahead import Compiled
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.factors.factor import LeafFactor
-    from composeprob.runtime.compiled import Compiled
     from composeprob.samplers.sampler import Sampler
 
 # JAX and what imports it are imported inside of functions: `prepare_tpu_compiler` sets
@@ -107,7 +107,7 @@ def grids(families: list[str]) -> int:
     from report import publish
 
     import composeprob as cp
-    from composeprob.runtime.compiled import compile_ahead
+    from benchmarks.ahead import compile_ahead
     from composeprob.samplers.choose import choose
 
     independent = cp.AnnealedMCMC(cp.MALA(0.001), 3)
@@ -262,8 +262,8 @@ def ahead(
     """Compile a program's run for TPUs; return the compiler's figures for a chip."""
     from rich.table import Table
 
+    from benchmarks.ahead import compile_ahead
     from composeprob.cli.hardware import arranged_devices, readable
-    from composeprob.runtime.compiled import compile_ahead
     from composeprob.samplers.choose import choose
 
     chips = tpu_chips(topology)

@@ -5,8 +5,8 @@ import jax
 from typer.testing import CliRunner
 
 import composeprob as cp
+from benchmarks.ahead import collectives, compile_ahead
 from composeprob.cli import app, hardware
-from composeprob.runtime.compiled import collectives, compile_ahead
 from sampling_cases import both, normal
 
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.01), 2)

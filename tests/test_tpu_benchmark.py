@@ -35,7 +35,7 @@ from benchmarks import tpu
 tpu.prepare_tpu_compiler()
 import composeprob as cp
 from composeprob.errors import InvalidValueError
-from composeprob.runtime.compiled import compile_ahead
+from benchmarks.ahead import compile_ahead
 from sampling_cases import both, normal
 factors = (normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 density = cp.compile(both, *factors)
@@ -72,7 +72,7 @@ tpu.prepare_tpu_compiler()
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 import composeprob as cp
 from composeprob import tuning
-from composeprob.runtime.compiled import compile_ahead
+from benchmarks.ahead import compile_ahead
 from sampling_cases import both, normal
 schedule = cp.Schedule.log_snr(8, min=-6.0, max=4.0)
 

@@ -25,7 +25,7 @@ SCRIPT = """
 import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, pytest, composeprob as cp
 from composeprob.runtime import compiled
-from composeprob.runtime.compiled import compile_ahead
+from benchmarks.ahead import compile_ahead
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.spread import AXES, Spread
 from same_bits import bits_of

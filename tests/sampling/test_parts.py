@@ -23,6 +23,7 @@ SCRIPT = """
 import json, re, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest
 import composeprob as cp
+from benchmarks import ahead
 from composeprob import tuning
 from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
@@ -119,19 +120,19 @@ if task["resumes"]:
 
 def compiled_ahead(above):
     texts = []
-    count = compiled.collectives
+    count = ahead.collectives
 
     def noting(text):
         texts.append(text)
         return count(text)
 
-    compiled.collectives = noting
+    ahead.collectives = noting
     devices = np.array(jax.devices()).reshape(2, 4)
     tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
-    result = compiled.compile_ahead(
+    result = ahead.compile_ahead(
         densities["product"], samplers["MALA"], N, devices, diagnostics=False
     )
-    compiled.collectives = count
+    ahead.collectives = count
     computations = re.split(r"\\n\\n", texts[0])
     (entry,) = [c for c in computations if c.lstrip().startswith("ENTRY")]
     return result.collectives, count(entry), result.arguments

@@ -24,7 +24,7 @@ from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
 from composeprob.models.worlds import shapes
-from composeprob.results.plotting import new_figure, plot_images, style
+from composeprob.plotting import new_figure, plot_images, style
 
 FILE = "images"
 IMAGES = Path("out") / "bench-images"

@@ -7,9 +7,14 @@ one time-annealed unnormalised log-density; `infer` moves chains along it.
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from composeprob import rendering
 
 __version__ = "0.1.0"
+
+# The core draws nothing itself; Matplotlib is loaded with the first picture.
+rendering.set_renderer(lambda: cast(Any, import_module(f"{__name__}.plotting")))
 
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403

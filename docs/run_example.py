@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from composeprob.results.plotting import SIZES
+from composeprob.plotting import SIZES
 
 CHAINS = 300
 """Greatest number of chains, so that the site is built in minutes."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
-from composeprob.results.plotting import (
+from composeprob.plotting import (
     log_density_at,
     new_figure,
     plot_density,

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import composeprob as cp
-from composeprob.results.plotting import new_figure, plot_images
+from composeprob.plotting import new_figure, plot_images
 
 DATA = Path(__file__).parents[1] / "tests" / "pretrained" / "data"
 model = cp.from_diffusers(DATA / "sd")

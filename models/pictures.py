@@ -12,8 +12,8 @@ from jax import Array
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
 from composeprob.language.decorator import single
+from composeprob.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.results.geometry import is_image
-from composeprob.results.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral
 from composeprob.training.loop import TrainingRun

@@ -28,7 +28,7 @@ CELLS = {
 }
 FIRST = """
 import matplotlib.pyplot as plt
-from composeprob.results.plotting import new_figure, style
+from composeprob.plotting import new_figure, style
 
 def picture():
     with style():

@@ -18,7 +18,7 @@ from PIL import Image
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, UnknownSiteError
 from composeprob.findings import Code, Finding
-from composeprob.results.plotting import PALETTE, SIZES, diagnostics, wrapped
+from composeprob.plotting.figures import PALETTE, SIZES, diagnostics, wrapped
 from composeprob.results.status import Status
 from messages import check_wording, visible
 from refusals import refused

@@ -12,8 +12,8 @@ import xarray
 from composeprob.density.annealed import SiteInfo
 from composeprob.errors import LoadError, UnknownSiteError
 from composeprob.findings import Code, Finding
+from composeprob.plotting.figures import diagnostics
 from composeprob.records import REPORTED, Quantity
-from composeprob.results.plotting import diagnostics
 from composeprob.results.record import About, by_level
 from composeprob.results.result import Result
 from composeprob.results.status import Status

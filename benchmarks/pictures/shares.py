@@ -27,7 +27,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.models.worlds import digits as world
-from composeprob.results.plotting import new_figure, style
+from composeprob.plotting import new_figure, style
 
 from .cells import Cell, share
 

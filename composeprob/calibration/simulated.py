@@ -64,7 +64,7 @@ class Calibration:
         """
         from scipy import stats
 
-        from composeprob.results.plotting import PALETTE, grid, style
+        from composeprob.plotting.figures import PALETTE, grid, style
 
         bins = tuning.RANK_BINS
         with style():

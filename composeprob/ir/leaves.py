@@ -29,6 +29,7 @@ from composeprob.factors.factor import Factor, LeafFactor, Traits
 from composeprob.factors.nodes import Plate, walk
 from composeprob.factors.window import Cells, Region
 from composeprob.language.policies import Policy
+from composeprob.rendering import renderer
 from composeprob.schedule import Noise, Schedule
 
 
@@ -348,14 +349,10 @@ class Graph:
 
     def dot(self) -> str:
         """Graphviz source of the program."""
-        from composeprob.ir.graph import digraph
-
-        return digraph(self).source
+        return renderer().graph_source(self)
 
     def _repr_html_(self) -> str:
-        from composeprob.ir.graph import html
-
-        return html(self)
+        return renderer().graph_html(self)
 
     def map_roots(self, rewrite: Callable[[Factor, Site], Factor]) -> Graph:
         """Rewrite the expression of every noised site."""

@@ -15,6 +15,7 @@ from jax import Array
 from composeprob.arguments import NotPickled, check_path, check_writable
 from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
 from composeprob.records import REPORTED
+from composeprob.rendering import renderer
 from composeprob.results import saving
 from composeprob.results.comparison import compare
 from composeprob.results.geometry import as_images, is_image
@@ -206,9 +207,7 @@ class Result(NotPickled, Record):
         Raises:
             InvalidValueError: no such kind, or nothing of this kind to draw.
         """
-        from composeprob.results.plotting import plot_result
-
-        return plot_result(self, kind)
+        return renderer().plot_result(self, kind)
 
     def images(self, site: str | None = None) -> np.ndarray:
         """Make images of a site's equally weighted samples (`unweighted`): as its
@@ -262,17 +261,13 @@ class Result(NotPickled, Record):
         findings with remedies, the cost, the random key and versions, and needs no
         network. Returns its path, such as ``"run.html"``.
         """
-        from composeprob.results.html_report import html
-
         path = check_path(path, "The path of a report", "run.html")
         check_writable(path.parent, f"No report can be written to '{path}'")
-        path.write_text(html(self), encoding="utf-8")
+        path.write_text(renderer().report(self), encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:
-        from composeprob.results.html_report import display
-
-        return display(self)
+        return renderer().display(self)
 
     def __len__(self) -> int:
         raise WrongTypeError(

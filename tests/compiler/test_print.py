@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.ir import graph as drawing
+from composeprob.plotting import graph as drawing
 from messages import check_wording, visible
 from sampling_cases import learned, single
 
@@ -136,7 +136,7 @@ def test_notebooks_show_a_picture_or_boxes(monkeypatch):
     monkeypatch.setattr(
         graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>"
     )
-    assert drawing.html(compiled().graph) == "<svg></svg>"
+    assert drawing.graph_html(compiled().graph) == "<svg></svg>"
 
 
 def test_soft_evidence_is_called_so(monkeypatch):

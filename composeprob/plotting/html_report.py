@@ -8,14 +8,14 @@ import io
 import math
 from html import escape
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from composeprob import tuning
-from composeprob.results.geometry import is_image
-from composeprob.results.plotting import (
+from composeprob.plotting.figures import (
     diagnostics,
     new_figure,
     plot_levels,
@@ -23,8 +23,12 @@ from composeprob.results.plotting import (
     plot_site,
     style,
 )
-from composeprob.results.record import Record
-from composeprob.results.summary import Summary, cell
+from composeprob.results.geometry import is_image
+from composeprob.results.summary import cell
+
+if TYPE_CHECKING:
+    from composeprob import Result
+    from composeprob.results.summary import Summary
 
 TITLES = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
 TITLES_OF_TOKENS = (
@@ -38,12 +42,12 @@ TITLES_OF_TOKENS = (
 )
 
 
-def html(result: Record) -> str:
+def report(result: Result) -> str:
     """Return the page."""
-    style_sheet = resources.files("composeprob.results").joinpath("report.css")
+    style_sheet = resources.files("composeprob.plotting").joinpath("report.css")
     css = style_sheet.read_text(encoding="utf-8")
     name = "a run" if result.density is None else result.density.graph.name
-    summary = Summary.of_result(result)
+    summary = result.summary()
     # Facts of single levels are left out: they are drawn.
     of_samples = ("chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite")
     estimates = _estimates(result, summary) + _facts(summary.facts, *of_samples)
@@ -65,10 +69,10 @@ def html(result: Record) -> str:
     )
 
 
-def display(result: Record) -> str:
+def display(result: Result) -> str:
     """Return the display of a `Result` in a notebook."""
     name = "" if result.density is None else f" of {escape(result.density.graph.name)}"
-    summary = Summary.of_result(result)
+    summary = result.summary()
     parts = [
         f"<div><b>{len(result.log_weights):,} samples{name}</b></div>",
         _verdict(result),
@@ -95,7 +99,7 @@ def _facts(pairs: dict[str, str], *names: str) -> str:
     return f"<table class='facts'>{rows}</table>"
 
 
-def _verdict(result: Record) -> str:
+def _verdict(result: Result) -> str:
     """The findings with their remedies; for a run without findings, a way to make the
     errors smaller."""
     if result.status.ok:
@@ -118,7 +122,7 @@ def _verdict(result: Record) -> str:
     return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
 
 
-def _program(result: Record, facts: str) -> str:
+def _program(result: Result, facts: str) -> str:
     """The program as text and graph, with facts of how it was sampled."""
     title = "What was sampled"
     if result.density is None:
@@ -134,7 +138,7 @@ def _note(text: str) -> str:
     return f"<p class='note'>{escape(text)}</p>"
 
 
-def _estimates(result: Record, summary: Summary) -> str:
+def _estimates(result: Result, summary: Summary) -> str:
     """The tables of means with errors and intervals, of the shares of tokens, and of
     the log-evidence."""
     rows = []
@@ -197,7 +201,7 @@ def _row(
     return f"<tr><th>{escape(label)}</th>{columns}</tr>"
 
 
-def _samples(result: Record) -> str:
+def _samples(result: Result) -> str:
     """A panel for each site."""
     panels = []
     for name, values in result.unweighted(most=tuning.SUMMARY.most_numbers).items():
@@ -212,7 +216,7 @@ def _samples(result: Record) -> str:
     return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
 
 
-def _levels(result: Record) -> str:
+def _levels(result: Result) -> str:
     """A panel for each diagnostic; empty without any."""
     if not diagnostics(result):
         return ""
@@ -222,7 +226,7 @@ def _levels(result: Record) -> str:
     return _section("Diagnostics by level", f"<figure>{image}</figure>")
 
 
-def _cost(result: Record) -> str:
+def _cost(result: Result) -> str:
     """Evaluations, time and devices; and the key and versions with which the run can be
     repeated."""
     of_chain = result.evaluations

@@ -8,7 +8,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,13 +20,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.points import log_densities
 from composeprob.errors import InvalidValueError
 from composeprob.records import REPORTED, Quantity
 from composeprob.results.geometry import as_images, entries, is_image, rows
-from composeprob.results.record import Record, by_block
+from composeprob.results.record import by_block
 from composeprob.results.token_shares import by_reveals, is_tokens
+
+if TYPE_CHECKING:
+    from composeprob import AnnealedDensity, Result
 
 
 class Palette(NamedTuple):
@@ -347,7 +349,7 @@ def _plot_shares(ax: Axes, shares: np.ndarray) -> AxesImage:
     return image
 
 
-def diagnostics(result: Record) -> dict[str, Quantity]:
+def diagnostics(result: Result) -> dict[str, Quantity]:
     """The quantities that the sampler has by level and that have a panel, those that
     count events last."""
     shown = {}
@@ -368,13 +370,13 @@ def _set_limits(ax: Axes, most: float | str | None, num_chains: int) -> None:
         ax.set_ylim(0.0, 1.02 * float(most))
 
 
-def _of_levels(result: Record) -> str:
+def _of_levels(result: Result) -> str:
     """Return the label of the axis along which levels lie."""
     return LOG_ODDS if by_reveals(result) else LOG_SNR
 
 
 def _plot_level_lines(
-    ax: Axes, result: Record, name: str, colours: Sequence[str]
+    ax: Axes, result: Result, name: str, colours: Sequence[str]
 ) -> None:
     """Draw a diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
@@ -386,7 +388,7 @@ def _plot_level_lines(
         ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
 
 
-def _plot_run(ax: Axes, result: Record) -> None:
+def _plot_run(ax: Axes, result: Result) -> None:
     """Draw acceptance and effective sample size (left axis) and step size (right axis,
     logarithmic) by log-SNR."""
     _plot_level_lines(ax, result, "ess", [PALETTE.faint])
@@ -446,7 +448,7 @@ def log_density_at(
 
 
 # ── whole figures, by kind ────────────────────────────────────────────────────────────
-def plot_result(result: Record, kind: str) -> Figure:
+def plot_result(result: Result, kind: str) -> Figure:
     """Draw a figure of one kind; see `Result.plot`."""
     if kind not in KINDS:
         raise InvalidValueError(
@@ -475,7 +477,7 @@ def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _sites(result: Record, run: bool = True) -> Figure:
+def _sites(result: Result, run: bool = True) -> Figure:
     """Draw a panel for each site, and one for the ``run`` if it has diagnostics."""
     names = ("acceptance", "step_size", "ess")
     run = run and any(by_block(result.levels, name) for name in names)
@@ -488,7 +490,7 @@ def _sites(result: Record, run: bool = True) -> Figure:
     return figure
 
 
-def _pairs(result: Record) -> Figure:
+def _pairs(result: Result) -> Figure:
     """Draw every number against every other, with histograms on the diagonal."""
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
@@ -558,7 +560,7 @@ def _plot_correlation(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
         )
 
 
-def plot_levels(result: Record) -> Figure:
+def plot_levels(result: Result) -> Figure:
     """Draw a panel for each diagnostic."""
     shown = diagnostics(result)
     if not shown:
@@ -580,7 +582,7 @@ def plot_levels(result: Record) -> Figure:
     return figure
 
 
-KINDS: dict[str, Callable[[Record], Figure]] = {
+KINDS: dict[str, Callable[[Result], Figure]] = {
     "overview": _sites,
     "samples": functools.partial(_sites, run=False),
     "pairs": _pairs,

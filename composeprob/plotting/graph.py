@@ -115,7 +115,12 @@ def _edges(node: Combination) -> list[str]:
     return [f"{node.edge(least)} … {greatest:.3g}"]
 
 
-def html(graph: Graph) -> str:
+def graph_source(graph: Graph) -> str:
+    """Return the Graphviz source of a program."""
+    return digraph(graph).source
+
+
+def graph_html(graph: Graph) -> str:
     """An SVG where Graphviz and its package are installed, else nested boxes."""
     try:
         from graphviz import ExecutableNotFound

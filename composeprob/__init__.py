@@ -19,6 +19,7 @@ rendering.set_renderer(lambda: cast(Any, import_module(f"{__name__}.plotting")))
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403
     from composeprob.api import __all__ as __all__
+    from composeprob.core import *  # noqa: F403
 else:  # a type checker would take `__getattr__` for a promise of every name
 
     def __getattr__(name: str) -> Any:

@@ -1,127 +1,23 @@
-"""The public names. This is the only module where both halves of the hourglass meet."""
+"""The public names: those of the core, and of the outer ring."""
 
-from composeprob import errors, metrics, training
+from composeprob import core, metrics, training
 from composeprob.arguments import add_errors_of_calls
 from composeprob.calibration import calibrate, calibrated
-from composeprob.compiler.pipeline import compile, prior
-from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.reward import Reward
-from composeprob.factors.algebra import condition, guide, mixture, power, product
-from composeprob.factors.analytic import Analytic
-from composeprob.factors.categorical import MaskedDiffusion
-from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.energy import Energy
-from composeprob.factors.factor import Factor
-from composeprob.factors.networks import batched_linear
-from composeprob.factors.uniform_diffusion import UniformDiffusion
-from composeprob.factors.window import tapestry, window
-from composeprob.kernels import (
-    HMC,
-    MALA,
-    UHMC,
-    ULA,
-    Adaptive,
-    BlackJAX,
-    Gibbs,
-    Kernel,
-    LineIntegral,
-)
-from composeprob.language.decorator import program
-from composeprob.language.policies import Policy
-from composeprob.language.statements import annealed, factor, observe, sample
+from composeprob.core import *  # noqa: F403
 from composeprob.model_zoo import load, zoo
-from composeprob.numpyro_sites import as_distribution
 from composeprob.pretrained.estimators import from_estimator
 from composeprob.pretrained.load import from_diffusers
-from composeprob.results.checks import Check
-from composeprob.results.result import Result
-from composeprob.results.status import Status
-from composeprob.results.trust import Trust
-from composeprob.runtime.infer import infer
-from composeprob.runtime.writer import Checkpoint, Draws
-from composeprob.samplers.finishers import GlobalMoves, WarmUp
-from composeprob.samplers.leaping import TauLeaping
-from composeprob.samplers.renoise_finisher import Renoise
-from composeprob.samplers.replica_exchange import ReplicaExchange
-from composeprob.samplers.resampling import Resample, Resampler
-from composeprob.samplers.reveal import Reveal
-from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
-from composeprob.samplers.step import ReverseStep
-from composeprob.samplers.weights import DensityRatio, FeynmanKac, Weights
-from composeprob.schedule import Schedule
-from composeprob.settings import cache
 
 __all__ = [
-    "HMC",
-    "MALA",
-    "SMC",
-    "UHMC",
-    "ULA",
-    "Adaptive",
-    "Analytic",
-    "Ancestral",
-    "AnnealedDensity",
-    "AnnealedMCMC",
-    "BlackJAX",
-    "Check",
-    "Checkpoint",
-    "Classifier",
-    "DensityRatio",
-    "Diffusion",
-    "Draws",
-    "Energy",
-    "Factor",
-    "FeynmanKac",
-    "Gibbs",
-    "GlobalMoves",
-    "Kernel",
-    "LineIntegral",
-    "MaskedDiffusion",
-    "Policy",
-    "Renoise",
-    "ReplicaExchange",
-    "Resample",
-    "Resampler",
-    "Result",
-    "Reveal",
-    "ReverseStep",
-    "Reward",
-    "Sampler",
-    "Schedule",
-    "Status",
-    "TauLeaping",
-    "Trust",
-    "UniformDiffusion",
-    "WarmUp",
-    "Weights",
-    "annealed",
-    "as_distribution",
-    "batched_linear",
-    "cache",
     "calibrate",
     "calibrated",
-    "compile",
-    "condition",
-    "errors",
-    "factor",
     "from_diffusers",
     "from_estimator",
-    "guide",
-    "infer",
     "load",
     "metrics",
-    "mixture",
-    "observe",
-    "power",
-    "prior",
-    "product",
-    "program",
-    "sample",
-    "tapestry",
     "training",
-    "window",
     "zoo",
 ]
+__all__ += core.__all__
 
 add_errors_of_calls(globals(), __all__)

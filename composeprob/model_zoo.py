@@ -27,11 +27,9 @@ import numpy as np
 
 from composeprob import models
 from composeprob.calibration.driver import load_calibration
+from composeprob.core import Classifier, Diffusion, MaskedDiffusion
 from composeprob.errors import LoadError, WrongTypeError
 from composeprob.extras import needed
-from composeprob.factors.categorical import MaskedDiffusion
-from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.factor import LeafFactor
 from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject

@@ -23,8 +23,19 @@ from jaxtyping import Float
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.calibration.quadrature import integrals
-from composeprob.compiler.pipeline import compile, lowered
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.compiler.pipeline import lowered
+from composeprob.core import (
+    HMC,
+    SMC,
+    Adaptive,
+    Ancestral,
+    AnnealedDensity,
+    Factor,
+    Sampler,
+    Schedule,
+    compile,
+    infer,
+)
 from composeprob.errors import (
     CapabilityError,
     ConditionError,
@@ -41,22 +52,19 @@ from composeprob.factors.calibrated import (
     Calibrated,
     CalibratedExpression,
 )
-from composeprob.factors.factor import Factor, LeafFactor, is_factor
+from composeprob.factors.factor import LeafFactor, is_factor
 from composeprob.factors.nodes import Combination, Product, leaves, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.leaves import same_factor
-from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.kernel import log_density_of
 from composeprob.language.decorator import single
 from composeprob.results.store import read_arrays, write_arrays
-from composeprob.runtime.infer import infer
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.resampling import log_mean_weight
 from composeprob.samplers.run import Run, Visits, begin
-from composeprob.samplers.sampler import SMC, Ancestral, Sampler
 from composeprob.samplers.weights import first_weight
-from composeprob.schedule import Schedule, log_snr_of
+from composeprob.schedule import log_snr_of
 from composeprob.settings import usual
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.core import AnnealedDensity
 from composeprob.density.points import log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 

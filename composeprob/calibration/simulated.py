@@ -18,18 +18,15 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob import tuning
-from composeprob.compiler.pipeline import compile, prior
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.core import AnnealedDensity, Sampler, compile, infer, prior
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.json_data import JSON
 from composeprob.language.decorator import Program
 from composeprob.results.geometry import entries
 from composeprob.results.record import as_code
 from composeprob.results.store import write_json
-from composeprob.runtime.infer import infer
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.choose import independent
-from composeprob.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,8 +26,8 @@ from composeprob.json_data import JSONObject
 from composeprob.text import spell_out
 
 if TYPE_CHECKING:
+    from composeprob.core import Result
     from composeprob.model_zoo import Card
-    from composeprob.results.result import Result
 
 # jax and the rest of the library are imported inside the commands, so that `composeprob
 # --help` answers at once.
@@ -119,7 +119,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def keep_compiled(no_cache: bool) -> None:
     """Keep compiled code for later processes, and print its folder the first time."""
-    from composeprob.settings import cache, default_cache
+    from composeprob.core import cache
+    from composeprob.settings import default_cache
 
     if no_cache:
         return

@@ -20,7 +20,7 @@ from composeprob.errors import (
 )
 
 if TYPE_CHECKING:
-    from composeprob.density.annealed import AnnealedDensity
+    from composeprob.core import AnnealedDensity
     from composeprob.language.decorator import Program
 
 
@@ -172,8 +172,7 @@ def presets(module: ModuleType) -> dict[str, Any]:
     """
     import numpy as np
 
-    from composeprob.runtime.writer import Checkpoint, Draws
-    from composeprob.samplers.sampler import Sampler
+    from composeprob.core import Checkpoint, Draws, Sampler
 
     # Only types are checked here: `infer` and `compile` check the values.
     kinds: dict[str, tuple[tuple[type, ...], str]] = {
@@ -212,7 +211,7 @@ def presets(module: ModuleType) -> dict[str, Any]:
 def _warn_of_other_levels(module: ModuleType, density: AnnealedDensity) -> None:
     """Warn of a variable that is named as compile's argument, and is not the levels of
     the run."""
-    from composeprob.schedule import Schedule
+    from composeprob.core import Schedule
 
     schedule = getattr(module, "schedule", None)
     if not isinstance(schedule, Schedule) or density.schedule.same_levels(schedule):

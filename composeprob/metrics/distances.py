@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.core import AnnealedDensity
 from composeprob.density.evaluation import over_chains
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError, a_kind
 from composeprob.results.estimates import systematic

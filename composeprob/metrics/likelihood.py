@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.core import AnnealedDensity, ReverseStep, Sampler, Weights
 from composeprob.density.evaluation import Position
 from composeprob.density.points import log_densities
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
@@ -38,9 +38,8 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, key_of, normals
 from composeprob.samplers.run import Run, Visits, begin
-from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.step import Backward, ReverseStep, Step
-from composeprob.samplers.weights import Passage, Weights
+from composeprob.samplers.step import Backward, Step
+from composeprob.samplers.weights import Passage
 from composeprob.schedule import Noise
 from composeprob.text import printable
 

@@ -18,18 +18,16 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
-from composeprob.density.annealed import AnnealedDensity
+from composeprob.core import AnnealedDensity, Result, Sampler, infer
 from composeprob.density.learned_scores import curl, fokker_planck
 from composeprob.density.overlap import noised
 from composeprob.errors import AlignmentError, ShapeError
 from composeprob.kernels.gibbs import integrates_score, parts_of, replaced, with_parts
 from composeprob.metrics.likelihood import filled
 from composeprob.results.geometry import shown_entries
-from composeprob.results.result import Result
-from composeprob.runtime.infer import infer, on_levels
+from composeprob.runtime.infer import on_levels
 from composeprob.runtime.own_draws import own_scores
 from composeprob.samplers.choose import choose
-from composeprob.samplers.sampler import Sampler
 from composeprob.text import aligned, printable
 
 

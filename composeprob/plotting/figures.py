@@ -28,7 +28,7 @@ from composeprob.results.record import by_block
 from composeprob.results.token_shares import by_reveals, is_tokens
 
 if TYPE_CHECKING:
-    from composeprob import AnnealedDensity, Result
+    from composeprob.core import AnnealedDensity, Result
 
 
 class Palette(NamedTuple):

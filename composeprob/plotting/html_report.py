@@ -27,7 +27,7 @@ from composeprob.results.geometry import is_image
 from composeprob.results.summary import cell
 
 if TYPE_CHECKING:
-    from composeprob import Result
+    from composeprob.core import Result
     from composeprob.results.summary import Summary
 
 TITLES = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")

@@ -25,11 +25,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
+from composeprob.core import Diffusion, Schedule
 from composeprob.errors import InvalidValueError, LoadError, ShapeError, WrongTypeError
-from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.layers import ACTIVATIONS, normalised, waves
-from composeprob.schedule import Schedule
 
 
 class Units:

@@ -21,8 +21,9 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
+from composeprob.core import Diffusion, Schedule
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, ShapeError
-from composeprob.factors.diffusion import Diffusion, Encoder
+from composeprob.factors.diffusion import Encoder
 from composeprob.factors.factor import Traits
 from composeprob.factors.values import as_condition, check_choice
 from composeprob.json_data import JSONObject
@@ -32,7 +33,7 @@ from composeprob.pretrained.config import check_beside, read_json, unsupported
 from composeprob.pretrained.text_encoders import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
-from composeprob.schedule import Schedule, check_schedule, log_snr_of
+from composeprob.schedule import check_schedule, log_snr_of
 
 
 class Components:

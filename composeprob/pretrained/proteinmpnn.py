@@ -20,8 +20,8 @@ from jax import Array
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
+from composeprob.core import MaskedDiffusion
 from composeprob.errors import LoadError, ShapeError
-from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.factor import LeafFactor, check_conditions
 from composeprob.factors.values import check_finite
 from composeprob.json_data import JSONObject

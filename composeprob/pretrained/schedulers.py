@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from composeprob.core import Schedule
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Kind, Options, number, positive, unsupported
-from composeprob.schedule import Schedule, cosine_betas
+from composeprob.schedule import cosine_betas
 
 
 class Family(Enum):

@@ -18,12 +18,9 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.arguments import check_count, check_key
-from composeprob.compiler.pipeline import compile
+from composeprob.core import Factor, compile, program, sample
 from composeprob.density.learned_scores import Misfit
 from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
-from composeprob.factors.factor import Factor
-from composeprob.language.decorator import program
-from composeprob.language.statements import sample
 from composeprob.runtime.own_draws import (
     Noised,
     misfit,

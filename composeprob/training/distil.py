@@ -16,8 +16,8 @@ from jax import Array
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from composeprob.core import Diffusion
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.factors.diffusion import Diffusion
 from composeprob.training.loop import TrainingRun, train
 from composeprob.training.quality import reverse_samples
 from composeprob.training.recipe import Recipe

@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
+from composeprob.core import Schedule
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.extras import needed
 from composeprob.factors.gaussians import base_of
 from composeprob.factors.one_dimension import log_normal_mass
-from composeprob.schedule import Schedule
 from composeprob.training.loop import (
     TrainingRun,
     draw_batch,

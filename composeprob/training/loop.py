@@ -28,10 +28,8 @@ from jaxtyping import Float, Int, PyTree
 from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
+from composeprob.core import Classifier, Diffusion, MaskedDiffusion
 from composeprob.errors import InvalidValueError, NetworkError, WrongTypeError
-from composeprob.factors.categorical import MaskedDiffusion
-from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.networks import Network, no_random_numbers
 from composeprob.json_data import JSON, JSONObject
 from composeprob.runtime.progress import Progress

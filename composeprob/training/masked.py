@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from composeprob.core import MaskedDiffusion
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.training.recipe import (
     EXAMPLES,
     Optimised,

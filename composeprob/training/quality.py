@@ -11,13 +11,11 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.compiler.pipeline import lowered
+from composeprob.core import Analytic, Ancestral, infer
 from composeprob.errors import ShapeError
-from composeprob.factors.analytic import Analytic
 from composeprob.factors.factor import LeafFactor
 from composeprob.language.decorator import single
 from composeprob.metrics.distances import mode_weights, total_variation
-from composeprob.runtime.infer import infer
-from composeprob.samplers.sampler import Ancestral
 from composeprob.schedule import Noise
 
 # Closer where the score of a usual model takes shape, at the cleaner end.

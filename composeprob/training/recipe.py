@@ -13,12 +13,12 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from composeprob.arguments import check_count
+from composeprob.core import Classifier, Diffusion, Schedule
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError
 from composeprob.extras import needed
-from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import ENERGIES, Diffusion, Encoder
+from composeprob.factors.diffusion import ENERGIES, Encoder
 from composeprob.factors.networks import Network, as_network
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise
 from composeprob.user_code import called
 
 if TYPE_CHECKING:

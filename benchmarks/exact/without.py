@@ -39,8 +39,8 @@ class Plan:
     tried: Sequence[Tried] = ()
 
     def results(self) -> list[cp.Result]:
-        """The results of attempts that were not stopped."""
-        return [each.result for each in self.tried if each.result is not None]
+        """The results of its attempts."""
+        return [each.result for each in self.tried]
 
 
 class Function(NamedTuple):
@@ -127,10 +127,6 @@ def tracks(plan: Plan) -> bool:
     return any(each.density.tracks for each in plan.attempts)
 
 
-def stopped(plan: Plan) -> bool:
-    return any(each.stopped for each in plan.tried)
-
-
 def went_closer(plan: Plan) -> bool:
     return any(each.name == "closer" for each in plan.attempts)
 
@@ -144,10 +140,6 @@ def never(*_: Any) -> bool:
     return False
 
 
-def nothing(*_: Any) -> None:
-    return None
-
-
 WAYS = (
     of_samplers(
         "resampling",
@@ -159,12 +151,6 @@ WAYS = (
         "log f of learned factors along paths: constant exponents, moves by scores",
         tracks,
         Function("composeprob.compiler.grow", "", "_site_can_track", never),
-    ),
-    Way(
-        "abort",
-        "ending SMC of few ancestors on its way down",
-        stopped,
-        Function("composeprob.runtime.stages", "", "stop_if_few_ancestors", nothing),
     ),
     Way(
         "closer",

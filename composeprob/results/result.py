@@ -55,9 +55,9 @@ class Result(NotPickled, Record):
             that of averaging potentials; and the signal of data of unit size at the
             noisiest level, where a run assumes pure noise. NaN where the status
             withholds it.
-        evaluations: evaluations of the composed density per chain, warm-up and stopped
-            runs included. One evaluation is one value-and-score of every factor. Those
-            that tell errors and status are ``about.checks``.
+        evaluations: evaluations of the composed density per chain, warm-up and
+            replaced runs included. One evaluation is one value-and-score of every
+            factor. Those that tell errors and status are ``about.checks``.
         levels: an `xarray.Dataset` of diagnostics by level: ``acceptance``, the mean
             acceptance probability; ``step_size``, averaged over the level; ``ess``,
             effective sample size relative to N, before resampling; ``ancestors``,

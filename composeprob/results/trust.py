@@ -15,8 +15,8 @@ from composeprob.text import printable
 
 
 def least_effective_ancestors(num_chains: int) -> float:
-    """Effective number of ancestors below which a run of N chains is stopped, and no
-    error of it is stated."""
+    """Effective number of ancestors below which no error of a run of N chains is
+    stated."""
     # Three degrees of freedom, or what few chains can have.
     least = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)
     return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))

@@ -197,29 +197,25 @@ def infer(
         try:
             tried.append(call.carry_out(attempt, tried))
         except KeyboardInterrupt:
-            if _standing(tried) is None:
+            if not tried:
                 raise
             break
         if tried[-1].enough:
             break
     result = _standing(tried, replaced=call.draws.store is not None)
-    assert result is not None  # the last attempt of a plan may not stop
     result = with_rewards(result, key, chunk, progress)
     return can_extend(result, Course(Execution(chunk, progress)))
 
 
-def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:
+def _standing(tried: Sequence[Tried], replaced: bool) -> Result:
     """The result that stands: the last one.
 
     Samples above level 0 are worth less than those of the attempt before, which stand
     then, unless its draws on disk were ``replaced``.
     """
-    results = [each for each in tried if each.result is not None]
-    if not results:
-        return None
-    last = results[-1]
-    if len(results) > 1 and last.interrupted == "descend" and not replaced:
-        last = results[-2]
+    last = tried[-1]
+    if len(tried) > 1 and last.interrupted == "descend" and not replaced:
+        last = tried[-2]
     return last.result
 
 
@@ -240,7 +236,7 @@ class _Call:
         """Carry out an attempt after those that were ``tried``."""
         spent = 0
         if tried:
-            spent = tried[-1].evaluations
+            spent = tried[-1].result.evaluations
         checkpoint = self.checkpoint
         if checkpoint is not None:
             folder = Path(checkpoint.folder) / attempt.name

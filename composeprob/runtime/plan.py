@@ -4,17 +4,14 @@ A plan yields attempts. `infer` carries each out, and stops at the first whose `
 is enough. So which run follows which is in `plan`:
 
 1. a sampler that the user names is carried out once;
-2. else the sampler that `choose` finds for the density and the number of chains. It is
-   stopped on its way down if resampling leaves its chains too few ancestors;
-3. independent chains in the place of one that was stopped, for then weights are too
-   uneven; in a program of factors alone closer levels cure that, so that 4. follows at
-   once;
+2. else the sampler that `choose` finds for the density and the number of chains;
+3. independent chains if its weights were too uneven, or left too few ancestors; in a
+   program of factors alone closer levels cure that, so that 4. follows at once;
 4. chains weighted by log-densities on closer levels, if what the last attempt lacks may
    be had so: log-densities must be comparable between modes, and levels the library's
    own.
 
-`Trust.lacks` says what is not enough, and `stop_if_few_ancestors` of the stages
-when a run is stopped.
+`Trust.lacks` says what is not enough.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import AlignmentError, CapabilityError
 from composeprob.results.result import Result
+from composeprob.results.trust import least_effective_ancestors, least_effective_share
 from composeprob.samplers.choose import (
     can_wait,
     choose,
@@ -49,6 +47,9 @@ the run over every other level, which checks the evidence.
 A retry uses a fresh stream, as the first stream's outcome is the reason for the retry.
 """
 
+COLLAPSED = "the weights of SMC collapsed"
+"""The end of SMC that independent chains replace, as a clause of findings."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -61,8 +62,6 @@ class Attempt:
         sampler: that moves its chains.
         why: the reason for it, which becomes `Result.reason`.
         pace: how it chooses among the levels; None where it visits all.
-        may_stop: whether it ends on its way down once its chains have too few
-            ancestors, as another attempt can replace it.
         instead_of: what the attempt before it ended with, as a clause of findings.
     """
 
@@ -71,7 +70,6 @@ class Attempt:
     sampler: Sampler
     why: str
     pace: Pace | None = None
-    may_stop: bool = False
     instead_of: str = ""
 
     @property
@@ -86,30 +84,42 @@ class Tried:
 
     Args:
         attempt: the attempt.
-        result: None where it was stopped on its way down.
-        stopped: why it was, as the object of *the chains had*; empty where it was not.
-        evaluations: of each chain, those of the attempts before it included.
+        result: its result.
         interrupted: the name of the stage that Ctrl-C ended.
     """
 
     attempt: Attempt
-    result: Result | None
-    stopped: str
-    evaluations: int
+    result: Result
     interrupted: str | None
 
     @property
     def lacks(self) -> str:
         """The clause that says what its result lacks; empty where it lacks nothing, or
         the user interrupted it."""
-        if self.result is None or self.result.trust is None or self.interrupted:
+        if self.result.trust is None or self.interrupted:
             return ""
         return self.result.trust.lacks
 
     @property
     def enough(self) -> bool:
         """True if no other attempt is to follow."""
-        return self.result is not None and not self.lacks
+        return not self.lacks
+
+    @property
+    def collapsed(self) -> bool:
+        """True if resampling left too few ancestors, or weights count too few chains.
+
+        Weights alone matter only where log-densities show whether chains without them
+        have the right shares of modes.
+        """
+        trust = self.result.trust
+        if trust is None or self.attempt.sampler.weights is None:
+            return False
+        n = trust.num_chains
+        if trust.independent < least_effective_ancestors(n):
+            return True
+        few = trust.level_weights < least_effective_share(n, trust.exact_weights)
+        return few and self.attempt.density.comparable_modes
 
 
 def plan(
@@ -140,12 +150,11 @@ def plan(
         yield Attempt("", visited, sampler, "chosen by the user", pace)
         return
     sampler, why = choose(visited, num_chains, draws)
-    may_stop = sampler.may_stop and not tracks_alone(visited)
-    yield Attempt("", visited, sampler, why, pace, may_stop=may_stop)
+    yield Attempt("", visited, sampler, why, pace)
     may_wait = own_levels and can_wait(density)
-    stopped = tried[-1].stopped
-    if stopped:
-        why = f"after resampling, SMC's {num_chains} chains had {stopped}"
+    may_replace = sampler.may_be_replaced and not tracks_alone(visited)
+    if may_replace and tried[-1].collapsed:
+        why = f"{why}; replaced because {tried[-1].lacks}"
         # Uneven weights of factors alone are cured by closer levels; those of data or
         # latents are not, so chains must do without weights there.
         if may_wait and without_data(density):
@@ -154,7 +163,7 @@ def plan(
         sampler, why = independent(visited, why, num_chains, draws or 1)
         # A run that chose its levels has made its choice by weights that failed.
         on_all = visited if pace is None else density
-        yield Attempt("instead", on_all, sampler, why, instead_of="SMC was stopped")
+        yield Attempt("instead", on_all, sampler, why, instead_of=COLLAPSED)
     last = tried[-1]
     if may_wait and _keeps_evidence(density, last):
         why = f"{last.attempt.why}; retried because {last.lacks}"
@@ -164,7 +173,7 @@ def plan(
 def _keeps_evidence(density: AnnealedDensity, last: Tried) -> bool:
     """Return whether weights by log-densities give an evidence if the last attempt
     does: they do from a normalised top level."""
-    if last.result is None or last.result.log_evidence is None:
+    if last.result.log_evidence is None:
         return True
     return density.top.normalised
 

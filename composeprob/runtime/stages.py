@@ -36,7 +36,6 @@ from composeprob.results.ended import KeyUse, weighs_by_scores
 from composeprob.results.repetition import Repetition
 from composeprob.results.result import Result
 from composeprob.results.support import in_separated_modes
-from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import summarised
 from composeprob.runtime.own_draws import own_levels, own_scores
@@ -73,8 +72,6 @@ class State:
     watchers: list[Callable[[State], None]] = field(default_factory=list, init=False)
     # The name of the stage that Ctrl-C ended.
     interrupted: str | None = field(default=None, init=False)
-    # Why the run ended on its way down, for another attempt to follow.
-    stopped: str = field(default="", init=False)
     # Points on arrival at level 0, (N, D), before finishers or draws move them.
     arrival_points: Float[np.ndarray, "chains dims"] | None = field(
         default=None, init=False
@@ -129,24 +126,18 @@ class State:
         if doing:
             return
         for watch in self.watchers:
-            if not self.stopped:
-                watch(self)
+            watch(self)
 
 
 def carry_out(state: State) -> Tried:
-    """Carry out an attempt, stage by stage.
-
-    Refusals come before anything is compiled. The stages after one in which the attempt
-    was stopped are left out.
-    """
+    """Carry out an attempt, stage by stage; refusals come before anything is
+    compiled."""
     compiled.make_room()
     state.bars = Progress(enabled=state.progress)
     # LAPACK's matrices are small here: its threads would wait for one another longer
     # than they work.
     with threadpool_limits(1, user_api="blas"), contextlib.closing(state.bars):
         for stage in STAGES:
-            if state.stopped:
-                break
             try:
                 if not state.interrupted or stage is record:
                     stage(state)
@@ -154,12 +145,7 @@ def carry_out(state: State) -> Tried:
                 if stage in (prepare, record) or state.run.chains is None:
                     raise
                 state.interrupted = stage.__name__
-    if state.stopped:
-        evaluations = state.sampler.evaluations(int(state.visits.made))
-        spent = state.spent + evaluations
-        return Tried(state.attempt, None, state.stopped, spent, state.interrupted)
-    result = state.result
-    return Tried(state.attempt, result, "", result.evaluations, state.interrupted)
+    return Tried(state.attempt, state.result, state.interrupted)
 
 
 def prepare(state: State) -> None:
@@ -206,9 +192,6 @@ def prepare(state: State) -> None:
     state.run = placed(run, state.spread)
     state.placed = compiled.on_mesh((sampler.in_numbers(), sharded), state.spread)
     state.watchers = _watchers(state)
-    # The saved run of a checkpoint may be one that was stopped.
-    if state.attempt.may_stop:
-        stop_if_few_ancestors(state)
 
 
 def _check_request(state: State) -> None:
@@ -251,8 +234,6 @@ def _watchers(state: State) -> list[Callable[[State], None]]:
     watchers: list[Callable[[State], None]] = []
     if state.checkpoints is not None:
         watchers.append(state.checkpoints)
-    if state.attempt.may_stop:
-        watchers.append(stop_if_few_ancestors)
     # Of one level nothing lies ahead.
     if state.first > 0:
         watchers.append(PilotRun(state))
@@ -276,7 +257,7 @@ def descend(state: State, title: str = "") -> None:
     state.report(title, total, doing=f"compiling a level of {name}{kernel}")
     visits = state.visits
     stretch = Stretch(state.bars.pause)
-    while not (visits.arrived or state.stopped):
+    while not visits.arrived:
         made = int(visits.made)
         number = state.run.spread.number
         end = number(made + stretch.size)
@@ -500,28 +481,6 @@ def record(state: State) -> None:
 
 
 STAGES = [prepare, descend, finish, draw, record]
-
-
-def stop_if_few_ancestors(state: State) -> None:
-    """Stop an attempt, once it is saved, where too few of the initial chains have
-    descendants: another sampler can still replace it."""
-    visits = state.visits
-    n = state.num_chains
-    if not int(visits.made):
-        return
-    # The variance of log Z is estimated as N/(N − 1)·(1/e − 1/N) with e the effective
-    # number of ancestors (Lee and Whiteley 2018); solved for e.
-    effective = 1.0 / (float(state.run.evidence_variance) * (n - 1) / n + 1 / n)
-    if not effective < least_effective_ancestors(n):  # nor where it is NaN
-        return
-    if state.checkpoints is not None:
-        state.checkpoints.finish(state)
-    level = int(visits.visited()[-1])
-    distinct = np.asarray(state.run.records.ancestors)[level]
-    state.stopped = (
-        f"{distinct:.0f} distinct ancestors (effective number {effective:.1f}) at "
-        f"level {level}"
-    )
 
 
 class PilotRun:

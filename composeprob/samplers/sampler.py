@@ -81,7 +81,7 @@ class Sampler(eqx.Module):
 
     descent: ClassVar[type[Descent]] = Descent
     # Whether a default run with too few ancestors gives way to another sampler.
-    may_stop: ClassVar[bool] = True
+    may_be_replaced: ClassVar[bool] = True
 
     # Requirements and properties
 

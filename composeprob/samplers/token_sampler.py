@@ -26,7 +26,7 @@ class TokenSampler(Sampler):
     """A sampler of programs of tokens, whose chains have a ``position`` of tokens and
     the ``log_density`` of the program there."""
 
-    may_stop: ClassVar[bool] = False
+    may_be_replaced: ClassVar[bool] = False
 
     @property
     def can_draw(self) -> bool:

@@ -98,6 +98,7 @@ lint: env
 	"$(PY)" -m mypy
 	"$(VENV)/bin/lint-imports"
 	"$(PY)" tools/style.py
+	"$(PY)" tools/promises.py
 
 format: env
 	"$(PY)" -m ruff check --fix .

@@ -60,7 +60,10 @@ myst_enable_extensions = [
     "colon_fence",
     "deflist",
     "dollarmath",
+    "strikethrough",
 ]
+# MyST warns that text is struck out in HTML only, and the site is HTML.
+suppress_warnings = ["myst.strikethrough"]
 myst_heading_anchors = 3
 # Notebooks draw inline; another backend would leave the pages without pictures.
 os.environ.pop("MPLBACKEND", None)

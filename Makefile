@@ -99,6 +99,7 @@ lint: env
 	"$(VENV)/bin/lint-imports"
 	"$(PY)" tools/style.py
 	"$(PY)" tools/promises.py
+	"$(PY)" tools/ledger.py
 
 format: env
 	"$(PY)" -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""Numbers of tests, counted in their source when the site is built.
+"""Numbers of tests, and of code tokens, counted in the source when the site is built.
 
     {counted}`NAME`
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from typing import Any, TypeVar
 from changed import ROOT
 from docutils import nodes
 from sphinx.util.docutils import SphinxRole
+
+sys.path.insert(0, str(ROOT / "tools"))
+import ledger  # the tools are no package
 
 TESTS = ROOT / "tests"
 Node = TypeVar("Node", bound=ast.AST)
@@ -87,6 +91,15 @@ def statements() -> int:
     return count
 
 
+@cache
+def code_tokens(part: str) -> int:
+    """Return the number of code tokens of ``core``, ``outer``, or a folder."""
+    if part not in ("core", "outer"):
+        return sum(ledger.by_file(ROOT / part).values())
+    core, outer = ledger.rings(ledger.by_part(ledger.by_file(ledger.PACKAGE)))
+    return core if part == "core" else outer
+
+
 COUNTS: dict[str, Callable[[], int]] = {
     "tests": lambda: len(functions()),
     "files": files,
@@ -97,6 +110,10 @@ COUNTS: dict[str, Callable[[], int]] = {
     "factors": lambda: rows("FACTORS"),
     "schedules": lambda: rows("SCHEDULES"),
     "statements": statements,
+    "tokens of the core": lambda: code_tokens("core"),
+    "tokens of the outer ring": lambda: code_tokens("outer"),
+    "tokens of tests": lambda: code_tokens("tests"),
+    "tokens of benchmarks": lambda: code_tokens("benchmarks"),
 }
 
 
@@ -104,8 +121,9 @@ class Counted(SphinxRole):
     """One number."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        for file in sorted(TESTS.rglob("*.py")):
-            self.env.note_dependency(str(file))
+        for folder in ("composeprob", "tests", "benchmarks"):
+            for file in sorted((ROOT / folder).rglob("*.py")):
+                self.env.note_dependency(str(file))
         return [nodes.Text(f"{COUNTS[self.text]():,}")], []
 
 

@@ -5,10 +5,11 @@ Only level 0 is the promise. There f^w sharpens f; but where noise hides the dat
 a multiple of the noise's own sharpness, and the mode that a chain falls into is decided
 by w times the little that tells modes apart. The power of a Gaussian, noised, is the
 power w_k of the noised one (`Growth`), and this path is followed here: for f^w the one
-that starts as f, also for f·(f/g)^γ and for f/g^v. The log-weight increment of a chain
-is then (dw/dτ)·log f along its path, so exponents grow only where log f is known with
-its constants and the heights of its modes: given by closed forms, and by energies that
-were trained for both, or carried by the chains of weighted samplers (`can_be_tracked`).
+that starts as f, also for f·(f/g)^γ and for f/g^v, and for a product of many learned
+factors, which sharpens as a power does. The log-weight increment of a chain is then
+(dw/dτ)·log f along its path, so exponents grow only where log f is known with its
+constants and the heights of its modes: given by closed forms, and by energies that were
+trained for both, or carried by the chains of weighted samplers (`can_be_tracked`).
 Elsewhere they are constant.
 """
 

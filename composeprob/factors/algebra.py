@@ -65,7 +65,9 @@ def product(
 
     At the levels above 0 it is the product of the noised factors, which is not the
     noised product; only level 0 is the promise, the levels above are the path that
-    leads there. Exponents other than 1 may grow along it (`power`).
+    leads there. Exponents other than 1 may grow along it (`power`), and those of three
+    or more learned factors, whose log f the chains of `SMC` carry: together these take
+    the path of the power of one.
 
     Args:
         factors: at least one factor, all of one event shape.

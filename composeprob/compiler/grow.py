@@ -123,15 +123,31 @@ def _grown_product(
     learned = False
     for factor, power in zip(node.factors, noise_powers, strict=True):
         learned = learned or (power.any() and not _is_calibrated(factor))
+    growth = None
+    if learned and tracks:
+        growth = _growth(node, noise_powers, clean, tracks, shared=True)
+    if growth is None:
+        growth = _growth(node, noise_powers, clean, tracks, shared=False)
+    return node if growth is None else replace(node, growth=growth)
+
+
+def _growth(
+    node: Product,
+    noise_powers: Float[np.ndarray, "n d"],
+    clean: float,
+    tracks: bool,
+    shared: bool,
+) -> Growth | None:
+    """Return the growth of a product's exponents (`_start`); None where none grows, or
+    a factor that has to be tracked cannot be."""
     powers = np.array(node.powers)
-    start, sharpness = _start(powers, noise_powers, learned)
-    growing = tuple(np.flatnonzero(start != node.powers).tolist())
+    start, sharpness = _start(powers, noise_powers, shared)
+    growing = tuple(np.flatnonzero(start != powers).tolist())
     tracked = tuple(i for i in growing if not _is_calibrated(node.factors[i]))
     trackable = all(tracks and can_be_tracked(node.factors[i]) for i in tracked)
     if not growing or not trackable:
-        return node
-    growth = Growth(start, powers, sharpness, np.asarray(clean), growing, tracked)
-    return replace(node, growth=growth)
+        return None
+    return Growth(start, powers, sharpness, np.asarray(clean), growing, tracked)
 
 
 def can_be_tracked(factor: Factor) -> bool:
@@ -154,7 +170,7 @@ def _is_calibrated(factor: Factor) -> bool:
 def _start(
     powers: Float[np.ndarray, " n"],
     noise_powers: Float[np.ndarray, "n d"],
-    learned: bool,
+    shared: bool,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return exponents e and sharpnesses κ of a product at the noisiest level, by its
     powers and its factors' powers of noise at each entry; see `Growth`.
@@ -165,8 +181,9 @@ def _start(
     negations, and counts in full in Bayes' rule, f·g/h. Powers below 1 are brought up
     to a total of 1.
 
-    A conjunction of many learned factors starts as a single one, as the power of one
-    does: each at its part of a total of 1. Its modes are else decided where noise hides
+    Where it is ``shared``, a total above `tuning.TRACKING.most_at_once` is 1 there, of
+    which each factor has its part: a conjunction of many learned factors starts as a
+    single one, as the power of one does. Its modes are else decided where noise hides
     what tells them apart.
     """
     # A factor with no power of noise anywhere, such as a classifier or a constant,
@@ -183,7 +200,7 @@ def _start(
     raised = np.minimum(start / np.where(multiplies, most, 1.0), 1.0)
     start = np.where(multiplies & (most < 1), raised, start)
     is_large = most.max() > tuning.TRACKING.most_at_once
-    if learned and is_large and not divides.any():
+    if shared and is_large and not divides.any():
         uncapped = np.max(np.where(present, total.sum(0), 0.0), axis=1)
         start = powers / np.where(multiplies, uncapped, 1.0)
     # A divisor takes what is left above a total of 1, at the entry with the least room.

@@ -1,5 +1,6 @@
 """Checks of arguments of public functions: names and number, a random key, a whole
-number, a path, a folder that can be written to."""
+number, a condition, a choice, numbers that are finite, a path, a folder that can be
+written to."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from composeprob.errors import MEANT, InvalidValueError, WrongTypeError, a_kind
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Value = TypeVar("Value")
 
 
 class NotPickled:
@@ -192,6 +196,17 @@ def check_key(key: object) -> None:
     )
 
 
+def as_code(key: Array) -> str:
+    """Return the call that makes a key: from a seed where it has the form of one."""
+    data = np.asarray(jax.random.key_data(key)).ravel().tolist()
+    kind = str(jax.random.key_impl(key))
+    is_default = kind == "threefry2x32"
+    if is_default and data[0] == 0:
+        return f"jax.random.key({data[1]})"
+    impl = "" if is_default else f", impl={kind!r}"
+    return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32){impl})"
+
+
 def check_count(value: object, what: str, least: int = 1) -> int:
     """Return a number of chains, draws, steps or the like as an int; refuse other
     values, and numbers below ``least``."""
@@ -206,3 +221,43 @@ def check_count(value: object, what: str, least: int = 1) -> int:
             fix=f"ask for {least} or more.",
         )
     return int(value)
+
+
+def as_condition(name: str, value: object) -> Array:
+    """Return a condition as an array, or raise a `WrongTypeError`; NaN is refused."""
+    try:
+        array = jax.numpy.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(
+            f"Condition {name!r} must be a number or an array; got "
+            f"{type(value).__name__}.",
+            fix="encode it first (an index, a one-hot vector, an embedding).",
+        ) from error
+    return check_finite(array, f"Condition {name!r}")
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a value that is not among the known names."""
+    names = tuple(known)
+    if value not in names:
+        raise InvalidValueError(
+            f"Unknown {what} {value!r}.", fix=f"use one of: {', '.join(names)}."
+        )
+
+
+def check_finite(value: Value, what: str) -> Value:
+    """Return ``value`` itself; raise an `InvalidValueError` that names ``what`` where a
+    concrete float is NaN or infinite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
+            continue
+        # NumPy, as this may run inside a trace.
+        if not np.all(np.isfinite(np.asarray(leaf))):
+            place = jax.tree_util.keystr(path)
+            where = f" at {place}" if place else ""
+            raise InvalidValueError(
+                f"{what} holds NaN or infinite numbers{where}.",
+                fix="check where it was computed or loaded; numpy.isfinite finds the "
+                "entries.",
+            )
+    return value

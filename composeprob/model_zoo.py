@@ -27,15 +27,13 @@ import numpy as np
 
 from composeprob import models
 from composeprob.calibration.driver import load_calibration
-from composeprob.core import Classifier, Diffusion, MaskedDiffusion
+from composeprob.core import Classifier, Diffusion, LeafFactor, MaskedDiffusion
 from composeprob.errors import LoadError, WrongTypeError
 from composeprob.extras import needed
-from composeprob.factors.factor import LeafFactor
-from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import proteinmpnn
 from composeprob.settings import usual
-from composeprob.text import printable
+from composeprob.text import clipped, printable, spoken_shape
 from composeprob.training.masked import MaskedRecipe
 from composeprob.training.recipe import Recipe
 from composeprob.training.weight_files import load_weights, weights_file
@@ -101,7 +99,7 @@ class Card:
         offers = self.parameterization
         if offers != "masked":
             offers = "energy" if "energy" in self.capabilities else "score"
-        facts = f"{offers}, {shape(self.event_shape)}"
+        facts = f"{offers}, {spoken_shape(self.event_shape)}"
         if len(self.retrainings) != 1:
             facts += f", {self.trained}"
         return printable(clipped(f"{self.name} ({facts}): {self.title}"))

@@ -6,13 +6,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    import xarray
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,22 @@ QUANTITIES: dict[str, Quantity] = {
 }
 REPORTED = {name: row for name, row in QUANTITIES.items() if row.reported}
 """The quantities that results have, by their names in `Result.levels`."""
+
+
+def by_block(
+    levels: xarray.Dataset, name: str, title: str = ""
+) -> dict[str, np.ndarray]:
+    """Values of one diagnostic by level, (K,), under its title, or under one for each
+    block; without those that are all NaN. The title is its name in words, or another
+    one that is given."""
+    values = levels[name]
+    title = title or REPORTED[name].long_name
+    columns = {title: values.to_numpy()}
+    if "block" in values.dims:
+        columns = {
+            f"{title} of {block}": values.sel(block=block).to_numpy()
+            for block in levels["block"].to_numpy()
+        }
+    return {
+        label: column for label, column in columns.items() if np.isfinite(column).any()
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -60,6 +61,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
             cells.append(cell.rjust(width))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def spoken_shape(event: tuple[int, ...] | None) -> str:
+    """Format an event's shape as one speaks of it: ``28×28``."""
+    if event is None:
+        return "events of any shape"
+    return "×".join(map(str, event)) or "a number"
+
+
+def clipped(text: str, longest: int = 160) -> str:
+    """Return the text, or its beginning where it is too long."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def cell(value: float) -> str:
+    """Format a number of the table; one that is withheld is a dash."""
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def spell_out(*streams: object) -> None:

@@ -1,6 +1,8 @@
 """Numbers that tune the defaults. docs/decisions.md states why each has its value, and
 the measurement that decided it.
 
+Those of one package of the outer ring stand in the package's own ``tuning.py``.
+
 Modules read them as ``tuning.NAME``, so that an experiment (or a test) can set one
 without touching code. Numbers that belong together are one `NamedTuple`, read as
 ``tuning.NAME.field``. This module may import nothing of the library, and everything may
@@ -683,20 +685,6 @@ class _Checks(NamedTuple):
 # Checks that a run makes of itself.
 CHECKS = _Checks()
 
-# ── calibration ───────────────────────────────────────────────────────────────────────
-# Widest gap in log-SNR between levels that are calibrated by quadrature: the curve is
-# interpolated across it.
-QUADRATURE_GAP = 0.4
-# Widest gap in log-SNR between levels that are calibrated by sequential Monte Carlo:
-# importance weights cross it.
-ANNEALED_GAP = 0.25
-# HMC transitions at each level of such a calibration.
-ANNEALED_MOVES = 4
-# Most levels of a schedule that are calibrated separately.
-CALIBRATED_LEVELS = 128
-# Bins of the ranks of simulation-based calibration.
-RANK_BINS = 8
-
 
 # ── what a result reports ─────────────────────────────────────────────────────────────
 class _Errors(NamedTuple):
@@ -947,59 +935,3 @@ class _Summary(NamedTuple):
 SUMMARY = _Summary()
 # Other runs whose quantiles the error of a quantile sums over.
 QUANTILE_RUNS = 32
-# Standard errors by which a refined run must differ in `error_sources`.
-REFINED_ERRORS = 3.0
-
-# ── metrics and training ──────────────────────────────────────────────────────────────
-# Rows of a kernel matrix (MMD, KSD) that are in memory at a time.
-GRAM_ROWS = 1024
-# Independent runs of `SMC` by which `raise_log_likelihood` estimates an evidence.
-EVIDENCE_RUNS = 4
-# Chains of each of these runs.
-EVIDENCE_CHAINS = 1024
-# Most training steps in one call of the compiled loop.
-TRAINING_STEPS = 256
-# Bins of log-SNR in which the training loss is recorded.
-TRAINING_BINS = 16
-
-
-class _Estimator(NamedTuple):
-    # Width of the network's layers.
-    width: int = 128
-    # Residual blocks of the network of θ.
-    blocks: int = 3
-    # Finest structure of a posterior before training, in its standard deviations.
-    finest: float = 0.1
-    # Sines and cosines of the log-SNR that the network takes.
-    waves: int = 32
-    # Shortest and longest period of these, in log-SNR.
-    periods: tuple[float, float] = (4.0, 128.0)
-    # Training steps.
-    iterations: int = 20_000
-    # Pairs of each step.
-    batch: int = 256
-    # Adam's first step size; it falls to 0 as a cosine.
-    rate: float = 1e-3
-    # Levels of the factor's schedule.
-    levels: int = 80
-    # Log-SNR of the noisiest level, for θ of unit variance.
-    low: float = -8.0
-    # Log-SNR of level 0, for θ of unit variance.
-    high: float = 12.0
-    # Least log-SNR of level 0 where the residual of a linear regression of θ has unit
-    # variance.
-    residual: float = 10.0
-    # Distances in log-SNR from the noisiest level and from level 0 of the range from
-    # which half of the pairs are drawn.
-    focus: tuple[float, float] = (6.0, 3.0)
-    # Most held-out pairs; of few pairs a tenth.
-    held_out: int = 2000
-    # Noises for each held-out pair, as antithetic pairs ±ε, over which their loss is
-    # averaged.
-    noises: int = 8
-    # Fewest pairs for training.
-    fewest: int = 100
-
-
-# The default recipe of `cp.training.estimator`.
-ESTIMATOR = _Estimator()

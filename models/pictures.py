@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from composeprob.compiler.pipeline import lowered
+from composeprob.events import is_image
 from composeprob.factors.diffusion import Diffusion
 from composeprob.language.decorator import single
 from composeprob.plotting import PALETTE, SIZES, new_figure, plot_images, style
-from composeprob.results.geometry import is_image
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral
 from composeprob.training.loop import TrainingRun

@@ -1,15 +1,15 @@
 """Every number that tunes a default has an entry in the log of decisions."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from composeprob import tuning
+import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE = (ROOT / "composeprob/tuning.py").read_text(encoding="utf-8")
-BODY = ast.parse(SOURCE).body
+FILES = sorted(ROOT.glob("composeprob/**/tuning.py"))
 
 
 def assigned(target: ast.expr) -> Iterator[str]:
@@ -35,10 +35,17 @@ def assignments(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
     return found
 
 
-def constants() -> list[str]:
-    """Tuning constants; the fields of a family are ``NAME.field``."""
+def body(file: Path) -> list[ast.stmt]:
+    """Statements of a file of tuning constants."""
+    return ast.parse(file.read_text(encoding="utf-8")).body
+
+
+def constants(file: Path) -> list[str]:
+    """Tuning constants of a file; the fields of a family are ``NAME.field``."""
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    tuning = importlib.import_module(module)
     found = []
-    for name, _ in assignments(BODY):
+    for name, _ in assignments(body(file)):
         fields = getattr(getattr(tuning, name), "_fields", None)
         if fields is None:
             found.append(name)
@@ -50,18 +57,27 @@ def constants() -> list[str]:
 def test_every_tuning_constant_has_an_entry_and_no_entry_names_a_missing_one():
     log = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
     constant = re.compile(r"`([A-Z_]+(?:\.[a-z_]+)?)`")
-    assert set(constants()) <= set(constant.findall(log))
+    known = {name for file in FILES for name in constants(file)}
+    assert known <= set(constant.findall(log))
     headings = re.findall(r"^\*\*(.*?)\*\*", log, re.M | re.S)
     named = {name for heading in headings for name in constant.findall(heading)}
-    assert sorted(named - set(constants())) == []
+    assert sorted(named - known) == []
 
 
-def test_every_tuning_constant_has_a_comment():
+def test_a_constant_has_one_home():
+    names = [name for file in FILES for name in constants(file)]
+    assert len(FILES) > 1
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_every_tuning_constant_has_a_comment(file):
     """The comment stands behind the number, or on the line above it."""
-    lines = SOURCE.splitlines()
-    classes = [each for each in BODY if isinstance(each, ast.ClassDef)]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    statements = body(file)
+    classes = [each for each in statements if isinstance(each, ast.ClassDef)]
     fields = [field for each in classes for field in assignments(each.body)]
-    for name, statement in [*assignments(BODY), *fields]:
+    for name, statement in [*assignments(statements), *fields]:
         span = lines[statement.lineno - 1 : statement.end_lineno]
         behind = any(re.search(r"  # \w.+", line) for line in span)
         above = re.match(r"# \w.+", lines[statement.lineno - 2].strip())

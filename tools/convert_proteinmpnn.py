@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from composeprob.errors import ComposeProbError, InvalidValueError, LoadError
+from composeprob.files import write_arrays
 from composeprob.pretrained import proteinmpnn
-from composeprob.results.store import write_arrays
 
 TYPES = {
     "FloatStorage": np.float32,

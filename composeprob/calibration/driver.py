@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from composeprob import tuning
 from composeprob.arguments import check_count, check_key
+from composeprob.calibration import tuning
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import lowered
 from composeprob.core import (
@@ -31,10 +31,12 @@ from composeprob.core import (
     Ancestral,
     AnnealedDensity,
     Factor,
+    LeafFactor,
     Sampler,
     Schedule,
     compile,
     infer,
+    single,
 )
 from composeprob.errors import (
     CapabilityError,
@@ -52,14 +54,12 @@ from composeprob.factors.calibrated import (
     Calibrated,
     CalibratedExpression,
 )
-from composeprob.factors.factor import LeafFactor, is_factor
 from composeprob.factors.nodes import Combination, Product, leaves, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
+from composeprob.files import read_arrays, write_arrays
 from composeprob.ir.leaves import same_factor
 from composeprob.kernels.kernel import log_density_of
-from composeprob.language.decorator import single
-from composeprob.results.store import read_arrays, write_arrays
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.resampling import log_mean_weight
 from composeprob.samplers.run import Run, Visits, begin
@@ -329,7 +329,7 @@ def _sum_degree(factor: Factor, degrees: list[float]) -> float:
 
 def _check(factor: object, key: object, num_chains: object, repeats: object) -> None:
     """Refuse arguments of `calibrate` that cannot work."""
-    if not is_factor(factor):
+    if not isinstance(factor, Factor):
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.",
             fix="pass cp.load('ring2d'), or f * g.",

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from composeprob.core import AnnealedDensity
-from composeprob.density.points import log_densities
+from composeprob.core import AnnealedDensity, log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 
 RINGS = 100

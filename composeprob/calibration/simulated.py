@@ -17,15 +17,21 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from composeprob import tuning
-from composeprob.core import AnnealedDensity, Sampler, compile, infer, prior
+from composeprob.arguments import as_code
+from composeprob.calibration import tuning
+from composeprob.core import (
+    AnnealedDensity,
+    Program,
+    Progress,
+    Sampler,
+    compile,
+    infer,
+    prior,
+)
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
+from composeprob.events import entries
+from composeprob.files import write_json
 from composeprob.json_data import JSON
-from composeprob.language.decorator import Program
-from composeprob.results.geometry import entries
-from composeprob.results.record import as_code
-from composeprob.results.store import write_json
-from composeprob.runtime.progress import Progress
 from composeprob.samplers.choose import independent
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from composeprob.errors import (
 )
 
 if TYPE_CHECKING:
-    from composeprob.core import AnnealedDensity
-    from composeprob.language.decorator import Program
+    from composeprob.core import AnnealedDensity, Program
 
 
 class Compiled(NamedTuple):
@@ -92,7 +91,7 @@ def _chosen_program(module: ModuleType, file: str, name: str) -> Program:
 
     Programs that the file imports count only where it defines none.
     """
-    from composeprob.language.decorator import Program
+    from composeprob.core import Program
 
     programs = {
         key: value for key, value in vars(module).items() if isinstance(value, Program)

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import check_finite
 from composeprob.errors import ShapeError, WrongTypeError
 from composeprob.factors.categorical import ClosedCategorical, is_discrete
 from composeprob.factors.factor import (
@@ -22,7 +23,7 @@ from composeprob.factors.factor import (
     check_leaf,
 )
 from composeprob.factors.one_dimension import Noised, log_noised
-from composeprob.factors.values import check_bounds, check_finite
+from composeprob.factors.values import check_bounds
 from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise, Schedule
 

@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from composeprob.arguments import check_count
+from composeprob.arguments import as_condition, check_choice, check_count, check_finite
 from composeprob.errors import (
     ConditionError,
     InvalidValueError,
@@ -31,7 +31,6 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
-from composeprob.factors import show
 from composeprob.factors.factor import Factor, LeafFactor, Traits, is_factor
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.nodes import walk
@@ -41,8 +40,8 @@ from composeprob.factors.uniform_noise import (
     of_clean,
     tempered,
 )
-from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
+from composeprob.text import spoken_shape
 from composeprob.user_code import called
 
 NO_LEVELS = Schedule.from_arrays([1.0], [1.0])
@@ -125,7 +124,7 @@ class TokenFactor(LeafFactor):
         raise NotImplementedError
 
     def _about(self) -> tuple[str, ...]:
-        return f"{self.num_values} values", show.shape(self.event_shape)
+        return f"{self.num_values} values", spoken_shape(self.event_shape)
 
 
 class CategoricalFactor(TokenFactor):

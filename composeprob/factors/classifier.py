@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from composeprob.arguments import as_condition, check_choice, check_finite
 from composeprob.errors import (
     ConditionError,
     InvalidValueError,
@@ -26,7 +27,6 @@ from composeprob.factors.factor import (
     check_leaf,
 )
 from composeprob.factors.networks import Network, as_network, check_deterministic
-from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 from composeprob.user_code import called
 

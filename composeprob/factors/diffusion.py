@@ -21,6 +21,7 @@ from jax.extend.core import Primitive
 from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import as_condition, check_choice, check_finite
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.factor import (
     LeafFactor,
@@ -30,7 +31,6 @@ from composeprob.factors.factor import (
     check_leaf,
 )
 from composeprob.factors.networks import Network, as_network, check_deterministic
-from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 from composeprob.user_code import called
 

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import check_finite
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.categorical import CategoricalEnergy, token_arguments
 from composeprob.factors.equations import calls_host
@@ -23,7 +24,6 @@ from composeprob.factors.factor import (
     is_factor,
 )
 from composeprob.factors.networks import as_network
-from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
 from composeprob.user_code import called
 

@@ -25,6 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from composeprob.arguments import as_condition
 from composeprob.errors import (
     ConditionError,
     NetworkError,
@@ -33,8 +34,9 @@ from composeprob.errors import (
     unknown_name,
 )
 from composeprob.factors import show
-from composeprob.factors.values import as_condition, refuse, refused
+from composeprob.factors.values import refuse, refused
 from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
+from composeprob.text import clipped, spoken_shape
 from composeprob.user_code import called, is_own
 
 
@@ -283,7 +285,7 @@ class LeafFactor(Factor):
         }
 
     def __repr__(self) -> str:
-        return show.clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
+        return clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
 
     def _about(self) -> tuple[str, ...]:
         """Words that are printed beside the leaf's name: its kind, and the shape of its
@@ -292,7 +294,7 @@ class LeafFactor(Factor):
             kind = "energy"
         else:
             kind = "score"
-        return kind, show.shape(self.event_shape)
+        return kind, spoken_shape(self.event_shape)
 
     def check_network(self) -> None:
         """Refuse a factor that cannot be evaluated with the conditions given so far.

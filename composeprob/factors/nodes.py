@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from composeprob.factors import show
 from composeprob.factors.factor import Factor, LeafFactor
+from composeprob.text import clipped
 
 Value = TypeVar("Value")
 SETS = "sets of cells"
@@ -121,7 +122,7 @@ class Combination(Factor):
 
         factor = rewrite_leaves(self.factors[0], without_columns)
         arguments = [
-            show.clipped(show.formula(factor.terms()), 80),
+            clipped(show.formula(factor.terms()), 80),
             f"over={{{shapes}}}",
         ]
         if self._shown():

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.text import clipped
+
 MAX_ENTRIES = 6
 """The most entries of a product or mixture that are shown, before their number is."""
 
@@ -53,24 +55,12 @@ def named(label: str, conditions: dict[str, str]) -> str:
     return f"{leaf}({clipped(given, 60)})"
 
 
-def shape(event: tuple[int, ...] | None) -> str:
-    """Format an event's shape as one speaks of it: ``28×28``."""
-    if event is None:
-        return "events of any shape"
-    return "×".join(map(str, event)) or "a number"
-
-
 def short(value: Array) -> str:
     """Format a condition's value: a few numbers as they are, an array by its shape."""
     if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
         return "array" + str(list(jnp.shape(value)))
     numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))
     return numbers if jnp.ndim(value) == 0 else f"[{numbers}]"
-
-
-def clipped(text: str, longest: int = 160) -> str:
-    """Return the text, or its beginning where it is too long."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _count_note(count: int, what: str) -> str:

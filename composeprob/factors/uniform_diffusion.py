@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from composeprob.arguments import check_count
+from composeprob.arguments import check_choice, check_count
 from composeprob.factors.categorical import (
     TokenFactor,
     check_outputs,
@@ -29,7 +29,6 @@ from composeprob.factors.uniform_noise import (
     of_ratios,
     without_own,
 )
-from composeprob.factors.values import check_choice
 from composeprob.schedule import Noise, Schedule
 
 OUTPUTS = ("ratios", "x0")

@@ -1,34 +1,19 @@
-"""Checks of users' arguments: conditions, parameters, data, and Python's operators that
-factors do not have."""
+"""Checks of factors: bounds of their distributions, and Python's operators that factors
+do not have."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-import equinox as eqx
 import jax
 import numpy as np
 import numpyro.distributions as dist
-from jax import Array
 
 from composeprob.errors import MEANT, InvalidValueError, WrongTypeError
 
 Value = TypeVar("Value")
-
-
-def as_condition(name: str, value: object) -> Array:
-    """Return a condition as an array, or raise a `WrongTypeError`; NaN is refused."""
-    try:
-        array = jax.numpy.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise WrongTypeError(
-            f"Condition {name!r} must be a number or an array; got "
-            f"{type(value).__name__}.",
-            fix="encode it first (an index, a one-hot vector, an embedding).",
-        ) from error
-    return check_finite(array, f"Condition {name!r}")
 
 
 def check_bounds(distribution: dist.Distribution, what: str) -> None:
@@ -44,33 +29,6 @@ def check_bounds(distribution: dist.Distribution, what: str) -> None:
             "which nothing lies.",
             fix="the lower bound comes first, such as dist.Uniform(0.0, 1.0).",
         )
-
-
-def check_choice(what: str, value: str, known: Iterable[str]) -> None:
-    """Refuse a value that is not among the known names."""
-    names = tuple(known)
-    if value not in names:
-        raise InvalidValueError(
-            f"Unknown {what} {value!r}.", fix=f"use one of: {', '.join(names)}."
-        )
-
-
-def check_finite(value: Value, what: str) -> Value:
-    """Return ``value`` itself; raise an `InvalidValueError` that names ``what`` where a
-    concrete float is NaN or infinite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
-            continue
-        # NumPy, as this may run inside a trace.
-        if not np.all(np.isfinite(np.asarray(leaf))):
-            place = jax.tree_util.keystr(path)
-            where = f" at {place}" if place else ""
-            raise InvalidValueError(
-                f"{what} holds NaN or infinite numbers{where}.",
-                fix="check where it was computed or loaded; numpy.isfinite finds the "
-                "entries.",
-            )
-    return value
 
 
 OR = "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5])"

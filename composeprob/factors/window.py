@@ -30,6 +30,7 @@ from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.factor import Around, Factor, check_shape
 from composeprob.factors.nodes import SETS, Plate, Product, walk
 from composeprob.factors.passes import Pass
+from composeprob.text import clipped, spoken_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +150,8 @@ class Window(Around):
         return sees_all and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
-        inner = show.clipped(show.formula(self.factor.terms()), 80)
-        canvas = show.shape(self.event_shape)
+        inner = clipped(show.formula(self.factor.terms()), 80)
+        canvas = spoken_shape(self.event_shape)
         return [(f"window({inner}; {canvas}, {self._place()})", 1.0)]
 
     def _place(self) -> str:

@@ -20,6 +20,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import CondIndepStackFrame
 
+from composeprob.arguments import check_finite
 from composeprob.errors import (
     ComposeProbError,
     ImproperError,
@@ -30,7 +31,7 @@ from composeprob.errors import (
     caller,
 )
 from composeprob.factors.factor import is_factor
-from composeprob.factors.values import check_bounds, check_finite
+from composeprob.factors.values import check_bounds
 from composeprob.language.finite import is_discrete, values_of
 
 

@@ -9,7 +9,7 @@ no program.
 from typing import TYPE_CHECKING, NoReturn
 
 from composeprob.arguments import add_errors_of_calls
-from composeprob.density.learned_scores import curl, fokker_planck
+from composeprob.core import curl, fokker_planck
 from composeprob.errors import unknown_name
 from composeprob.metrics.distances import (
     covariance_error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -12,11 +13,9 @@ from jax import Array
 from jaxtyping import Float64, Int
 from numpy.typing import ArrayLike
 
-from composeprob import tuning
-from composeprob.core import AnnealedDensity
-from composeprob.density.evaluation import over_chains
+from composeprob.core import AnnealedDensity, Position, systematic
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError, a_kind
-from composeprob.results.estimates import systematic
+from composeprob.metrics import tuning
 
 Sites = ArrayLike | Mapping[str, ArrayLike]
 """One site's values, or ``{site: values}``."""
@@ -241,11 +240,16 @@ def _scores(
 ) -> Sites:
     """Return the scores of samples, of a density at its level 0."""
     if isinstance(score, AnnealedDensity):
-        positions = as_positions(samples, score)
-        return over_chains(eqx.Partial(score.score, level=0), positions)
+        return _scores_of(score, as_positions(samples, score))
     if callable(score):
         return jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float)))
     return score
+
+
+@eqx.filter_jit
+def _scores_of(density: AnnealedDensity, positions: Position) -> Position:
+    """Return the scores of a density's level 0 at the positions of chains."""
+    return jax.vmap(partial(density.score, level=0))(positions)
 
 
 def mode_weights(

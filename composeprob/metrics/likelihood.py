@@ -23,14 +23,19 @@ from jax import Array
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from composeprob import tuning
 from composeprob.arguments import check_count, check_key
-from composeprob.core import AnnealedDensity, ReverseStep, Sampler, Weights
-from composeprob.density.evaluation import Position
-from composeprob.density.points import log_densities
+from composeprob.core import (
+    AnnealedDensity,
+    Position,
+    ReverseStep,
+    Sampler,
+    Weights,
+    log_densities,
+)
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.gibbs import measures_metric, parts_of, replaced, with_parts
 from composeprob.kernels.kernel import log_density_of
+from composeprob.metrics import tuning
 from composeprob.metrics.distances import as_positions
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities

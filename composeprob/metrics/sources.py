@@ -18,13 +18,20 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
-from composeprob.core import AnnealedDensity, Result, Sampler, infer
-from composeprob.density.learned_scores import curl, fokker_planck
-from composeprob.density.overlap import noised
+from composeprob.core import (
+    AnnealedDensity,
+    Result,
+    Sampler,
+    curl,
+    fokker_planck,
+    infer,
+    noised,
+)
 from composeprob.errors import AlignmentError, ShapeError
+from composeprob.events import shown_entries
 from composeprob.kernels.gibbs import integrates_score, parts_of, replaced, with_parts
+from composeprob.metrics import tuning as of_metrics
 from composeprob.metrics.likelihood import filled
-from composeprob.results.geometry import shown_entries
 from composeprob.runtime.infer import on_levels
 from composeprob.runtime.own_draws import own_scores
 from composeprob.samplers.choose import choose
@@ -261,7 +268,7 @@ def significant(differences: dict[str, float]) -> list[str]:
     return [
         f"{difference} {size:.1f} standard errors"
         for difference, size in differences.items()
-        if size > tuning.REFINED_ERRORS
+        if size > of_metrics.REFINED_ERRORS
     ]
 
 

@@ -20,12 +20,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.density.points import log_densities
+from composeprob.core import log_densities
 from composeprob.errors import InvalidValueError
-from composeprob.records import REPORTED, Quantity
-from composeprob.results.geometry import as_images, entries, is_image, rows
-from composeprob.results.record import by_block
-from composeprob.results.token_shares import by_reveals, is_tokens
+from composeprob.events import as_images, entries, is_image, is_tokens
+from composeprob.records import REPORTED, Quantity, by_block
+from composeprob.results.geometry import rows
 
 if TYPE_CHECKING:
     from composeprob.core import AnnealedDensity, Result
@@ -372,7 +371,7 @@ def _set_limits(ax: Axes, most: float | str | None, num_chains: int) -> None:
 
 def _of_levels(result: Result) -> str:
     """Return the label of the axis along which levels lie."""
-    return LOG_ODDS if by_reveals(result) else LOG_SNR
+    return LOG_ODDS if result.about.by_reveals else LOG_SNR
 
 
 def _plot_level_lines(

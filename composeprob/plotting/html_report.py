@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from composeprob import tuning
+from composeprob.events import is_image
 from composeprob.plotting.figures import (
     diagnostics,
     new_figure,
@@ -23,12 +24,10 @@ from composeprob.plotting.figures import (
     plot_site,
     style,
 )
-from composeprob.results.geometry import is_image
-from composeprob.results.summary import cell
+from composeprob.text import cell
 
 if TYPE_CHECKING:
-    from composeprob.core import Result
-    from composeprob.results.summary import Summary
+    from composeprob.core import Result, Summary
 
 TITLES = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
 TITLES_OF_TOKENS = (

@@ -20,12 +20,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from composeprob.arguments import check_path
-from composeprob.core import Diffusion, Schedule
+from composeprob.arguments import as_condition, check_choice, check_path
+from composeprob.core import Diffusion, Encoder, Schedule, Traits
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, ShapeError
-from composeprob.factors.diffusion import Encoder
-from composeprob.factors.factor import Traits
-from composeprob.factors.values import as_condition, check_choice
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny

@@ -20,10 +20,9 @@ from jax import Array
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from composeprob.core import MaskedDiffusion
+from composeprob.arguments import check_finite
+from composeprob.core import LeafFactor, MaskedDiffusion, check_conditions
 from composeprob.errors import LoadError, ShapeError
-from composeprob.factors.factor import LeafFactor, check_conditions
-from composeprob.factors.values import check_finite
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import layers, tensors
 from composeprob.pretrained.config import read_json

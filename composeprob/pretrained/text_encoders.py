@@ -3,6 +3,7 @@ array that a network takes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from jaxtyping import Float, Int, Int32
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
-from composeprob.factors.equations import fingerprint
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import (
     Options,
@@ -338,6 +338,11 @@ class TextEncoder:
         return outputs if ids.ndim == 2 else outputs[0]
 
 
+def _digest(value: Array | np.ndarray) -> bytes:
+    """Return a hash of an array's numbers."""
+    return hashlib.sha256(np.asarray(value).tobytes()).digest()
+
+
 class Prompts:
     """`Prompts` makes the one array of a prompt that a network takes: hidden states of
     one or two encoders.
@@ -356,7 +361,7 @@ class Prompts:
         self.encoders = encoders
         self.width = width
         self.pooled = pooled
-        self._texts: dict[str, str] = {}  # by the fingerprints of their arrays
+        self._texts: dict[bytes, str] = {}  # by the numbers of their arrays
 
     def text_of(self, value: Array | np.ndarray) -> str | None:
         """Text of an encoded prompt; None for one that was not made of a text here."""
@@ -364,14 +369,14 @@ class Prompts:
             return None
         if jnp.shape(value)[-1:] != (self.width,):
             return None
-        return self._texts.get(fingerprint(value))
+        return self._texts.get(_digest(value))
 
     def __call__(self, prompt: str | ArrayLike) -> States:
         """Prompt of a text, of token ids or of hidden states."""
         if isinstance(prompt, str):
             self._require_encoder(prompt)
             encoded = self._encoded(lambda encoder: encoder.tokens(prompt))
-            self._texts[fingerprint(encoded)] = prompt
+            self._texts[_digest(encoded)] = prompt
             return encoded
         if is_texts(prompt):
             raise ShapeError(

@@ -78,17 +78,6 @@ def later(function: Callable[..., Value]) -> Value:
     return cast(Value, function)
 
 
-def as_code(key: Array) -> str:
-    """Return the call that makes a key: from a seed where it has the form of one."""
-    data = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    kind = str(jax.random.key_impl(key))
-    is_default = kind == "threefry2x32"
-    if is_default and data[0] == 0:
-        return f"jax.random.key({data[1]})"
-    impl = "" if is_default else f", impl={kind!r}"
-    return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32){impl})"
-
-
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of Python, this library and those that it computes with, and
@@ -177,6 +166,12 @@ class About:
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def by_reveals(self) -> bool:
+        """True if the levels are reveals of tokens, whose log-SNR is the log-odds of a
+        position to be visible."""
+        return self.sampler.startswith("Reveal")
+
 
 def by_level(
     log_snr: Float[np.ndarray, " levels"],
@@ -202,25 +197,6 @@ def by_level(
         **labels,
     }
     return xarray.Dataset(variables, coordinates)
-
-
-def by_block(
-    levels: xarray.Dataset, name: str, title: str = ""
-) -> dict[str, np.ndarray]:
-    """Values of one diagnostic by level, (K,), under its title, or under one for each
-    block; without those that are all NaN. The title is its name in words, or another
-    one that is given."""
-    values = levels[name]
-    title = title or REPORTED[name].long_name
-    columns = {title: values.to_numpy()}
-    if "block" in values.dims:
-        columns = {
-            f"{title} of {block}": values.sel(block=block).to_numpy()
-            for block in levels["block"].to_numpy()
-        }
-    return {
-        label: column for label, column in columns.items() if np.isfinite(column).any()
-    }
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -14,11 +14,11 @@ from jax import Array
 
 from composeprob.arguments import NotPickled, check_path, check_writable
 from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
+from composeprob.events import as_images, is_image
 from composeprob.records import REPORTED
 from composeprob.rendering import renderer
 from composeprob.results import saving
 from composeprob.results.comparison import compare
-from composeprob.results.geometry import as_images, is_image
 from composeprob.results.record import About, Record
 from composeprob.results.summary import Summary
 

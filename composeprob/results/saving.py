@@ -28,13 +28,14 @@ from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError, a_kind
+from composeprob.events import entries
 from composeprob.extras import needed
+from composeprob.files import read_arrays, write_arrays
 from composeprob.findings import Code, Finding
 from composeprob.json_data import JSON, JSONObject
 from composeprob.records import REPORTED
 from composeprob.results.checks import withholds
 from composeprob.results.estimates import Genealogy, quiet_arviz
-from composeprob.results.geometry import entries
 from composeprob.results.record import (
     ARRAYS,
     FACTS,
@@ -44,7 +45,7 @@ from composeprob.results.record import (
     by_level,
 )
 from composeprob.results.status import Status
-from composeprob.results.store import Store, read_arrays, write_arrays
+from composeprob.results.store import Store
 from composeprob.results.summary import COLUMNS, Summary
 from composeprob.results.trust import Trust
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
+from composeprob.events import is_tokens, shown_entries
+from composeprob.records import by_block
 from composeprob.results.estimates import quantile, quiet_arviz, with_error
-from composeprob.results.geometry import shown_entries
-from composeprob.results.record import Record, by_block
+from composeprob.results.record import Record
 from composeprob.results.token_shares import COLUMNS as TOKEN_COLUMNS
 from composeprob.results.token_shares import (
     TokenShares,
-    by_reveals,
     distinct,
-    is_tokens,
     token_shares,
 )
-from composeprob.text import printable
+from composeprob.text import cell, printable
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
 
@@ -103,11 +102,6 @@ def _table(
     return [*lines, ""]
 
 
-def cell(value: float) -> str:
-    """Format a number of the table; one that is withheld is a dash."""
-    return "–" if np.isnan(value) else f"{value:.4g}"
-
-
 def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
     """Return mean, standard deviation and the 5, 50 and 95 % quantiles of finite values
     under weights, both (N,)."""
@@ -185,7 +179,7 @@ def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
     levels = result.levels
     log_snr = levels["log_snr"].to_numpy()
     text = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
-    if by_reveals(result):
+    if result.about.by_reveals:
         text = f"{len(log_snr)} reveals"
     yield "levels", text
     text = f"{result.evaluations:,} of the composed density per chain"

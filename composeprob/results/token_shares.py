@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from composeprob import tuning
-from composeprob.results.geometry import shown_entries
+from composeprob.events import shown_entries
 from composeprob.results.record import Record
 
 COLUMNS = ("token", "share", "±", "next", "its share", "entropy")
@@ -49,18 +49,6 @@ class TokenShares(NamedTuple):
             f"{self.next_share:.4g}",
             f"{self.entropy:.3g}",
         )
-
-
-def is_tokens(values: np.ndarray, lead: int) -> bool:
-    """Return whether values are sequences of tokens: whole numbers with an axis of
-    positions behind ``lead`` axes of samples."""
-    return np.issubdtype(values.dtype, np.integer) and values.ndim > lead
-
-
-def by_reveals(result: Record) -> bool:
-    """Return whether the levels of a run are reveals of tokens, whose log-SNR is the
-    log-odds of a position to be visible."""
-    return result.about.sampler.startswith("Reveal")
 
 
 def token_shares(

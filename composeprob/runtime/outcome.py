@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from composeprob import tuning
+from composeprob.arguments import as_code
 from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
@@ -29,7 +30,7 @@ from composeprob.results.estimates import (
     effective_chains_bound,
 )
 from composeprob.results.geometry import chosen
-from composeprob.results.record import About, as_code, by_level, later, versions
+from composeprob.results.record import About, by_level, later, versions
 from composeprob.results.repetition import Repetition, repeated_weights
 from composeprob.results.result import Result
 from composeprob.results.shares import Proportions

@@ -18,8 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.arguments import check_count, check_key
-from composeprob.core import Factor, compile, program, sample
-from composeprob.density.learned_scores import Misfit
+from composeprob.core import Factor, Misfit, compile, program, sample
 from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
 from composeprob.runtime.own_draws import (
     Noised,

@@ -19,13 +19,13 @@ from jax import Array
 from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
-from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.core import Schedule
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.extras import needed
 from composeprob.factors.gaussians import base_of
 from composeprob.factors.one_dimension import log_normal_mass
+from composeprob.training import tuning
 from composeprob.training.loop import (
     TrainingRun,
     draw_batch,

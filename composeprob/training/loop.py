@@ -25,15 +25,20 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
-from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
-from composeprob.core import Classifier, Diffusion, MaskedDiffusion
+from composeprob.core import (
+    Classifier,
+    Diffusion,
+    MaskedDiffusion,
+    Network,
+    Progress,
+    no_random_numbers,
+)
 from composeprob.errors import InvalidValueError, NetworkError, WrongTypeError
-from composeprob.factors.networks import Network, no_random_numbers
 from composeprob.json_data import JSON, JSONObject
-from composeprob.runtime.progress import Progress
 from composeprob.schedule import Noise
+from composeprob.training import tuning
 from composeprob.training.masked import (
     MaskedBatch,
     MaskedRecipe,

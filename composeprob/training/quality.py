@@ -11,10 +11,8 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.compiler.pipeline import lowered
-from composeprob.core import Analytic, Ancestral, infer
+from composeprob.core import Analytic, Ancestral, LeafFactor, infer, single
 from composeprob.errors import ShapeError
-from composeprob.factors.factor import LeafFactor
-from composeprob.language.decorator import single
 from composeprob.metrics.distances import mode_weights, total_variation
 from composeprob.schedule import Noise
 

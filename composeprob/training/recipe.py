@@ -13,11 +13,17 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from composeprob.arguments import check_count
-from composeprob.core import Classifier, Diffusion, Schedule
+from composeprob.core import (
+    ENERGIES,
+    Classifier,
+    Diffusion,
+    Encoder,
+    Network,
+    Schedule,
+    as_network,
+)
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError
 from composeprob.extras import needed
-from composeprob.factors.diffusion import ENERGIES, Encoder
-from composeprob.factors.networks import Network, as_network
 from composeprob.schedule import Noise
 from composeprob.user_code import called
 

@@ -15,9 +15,9 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.files import read_arrays, write_arrays
 from composeprob.pretrained.tensors import first_three
 from composeprob.pytree import is_array
-from composeprob.results.store import read_arrays, write_arrays
 
 Tree = TypeVar("Tree")
 

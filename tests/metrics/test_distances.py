@@ -9,7 +9,6 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.metrics import (
     covariance_error,
@@ -18,6 +17,7 @@ from composeprob.metrics import (
     mode_weights,
     nested_rhat,
     total_variation,
+    tuning,
     wasserstein,
 )
 from refusals import refused, rows

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob import tuning
-from composeprob.metrics import sources
+from composeprob.metrics import sources, tuning
 from composeprob.metrics.sources import (
     compared,
     draws_moments,

@@ -9,9 +9,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
-from composeprob.training import estimator
+from composeprob.training import estimator, tuning
 from composeprob.training import loop as loop_module
 from composeprob.training.estimator import PosteriorDenoiser
 from refusals import refused, rows

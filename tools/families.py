@@ -632,6 +632,7 @@ FAMILIES = {
         tests=("tests/sampling",),
         sources=(
             "composeprob/checkpoint.py",
+            "composeprob/files.py",
             "composeprob/kernels",
             "composeprob/results/store.py",
             "composeprob/runtime",
@@ -700,6 +701,8 @@ FAMILIES = {
         sources=(
             "composeprob/density",
             "composeprob/findings.py",
+            "composeprob/events.py",
+            "composeprob/files.py",
             "composeprob/records.py",
             "composeprob/results",
         ),

@@ -700,9 +700,9 @@ FAMILIES = {
         ),
         sources=(
             "composeprob/density",
-            "composeprob/findings.py",
             "composeprob/events.py",
             "composeprob/files.py",
+            "composeprob/findings.py",
             "composeprob/records.py",
             "composeprob/results",
         ),

@@ -21,9 +21,9 @@ from composeprob.results.checks.few_chains import FewChains
 from composeprob.results.checks.few_effective import FewEffective
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
+from composeprob.results.checks.limits import OUTSIDE_WALLS
 from composeprob.results.checks.non_finite import NonFinite
 from composeprob.results.checks.not_conservative import NotConservative
-from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.samples_diverged import SamplesDiverged
 from composeprob.results.status import Status
 from composeprob.runtime.progress import Progress
@@ -55,7 +55,7 @@ def diagnose(
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings = [
         *NonFinite().findings(non_finite, proposals, visited),
-        *OutsideWalls().findings(outside),
+        *OUTSIDE_WALLS.findings(outside),
         *AcceptanceCollapsed().findings(acceptance, visited, adjusted, blocks),
         *FewEffective().findings(ess, visited, num_chains),
     ]

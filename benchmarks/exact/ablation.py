@@ -15,7 +15,7 @@ import numpy as np
 from composeprob.results.checks import CHECKS
 from exact.case import Case
 from exact.measure import Outcome, measured, outcome
-from exact.without import WAYS, Kept, Way, codes_without, left_out
+from exact.without import WAYS, Kept, Way, codes_without, left_out, name_of
 
 SELECTION = (
     "guidance 7",
@@ -199,7 +199,7 @@ def table(rows: Sequence[Row], ways: Sequence[Way]) -> list[list[str]]:
         lines.append([way.name, *_compared(pairs), way.what])
     defaults = [row for row in rows if not row["way"]]
     for check in CHECKS:
-        name = type(check).__name__
+        name = name_of(check)
         pairs = []
         for row in defaults:
             if name in row["checks"]:

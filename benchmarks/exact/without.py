@@ -228,6 +228,11 @@ class Kept(cp.Check):
         return []
 
 
+def name_of(check: cp.Check) -> str:
+    """Return the name of a check: of its row in the table of limits, or its class."""
+    return getattr(check, "name", type(check).__name__)
+
+
 def findings_of(run: EndedRun, checks: Sequence[cp.Check]) -> list[Finding]:
     """Return what these checks find in a run."""
     status = ask_later(ask_at_end(run, checks), checks)()
@@ -244,5 +249,5 @@ def codes_without(run: EndedRun) -> dict[str, list[str]]:
             continue
         left = findings_of(run, [other for other in CHECKS if other is not check])
         if left != every:
-            codes[type(check).__name__] = [str(found.code) for found in left]
+            codes[name_of(check)] = [str(found.code) for found in left]
     return codes

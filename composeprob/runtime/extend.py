@@ -34,7 +34,7 @@ from composeprob.errors import (
 )
 from composeprob.findings import Finding
 from composeprob.kernels import KernelState
-from composeprob.results.checks.unsettled import Unsettled
+from composeprob.results.checks.limits import DRIFT
 from composeprob.results.result import Result
 from composeprob.runtime.new_latents import Logs, evaluations, new_entries, proposed
 from composeprob.runtime.next_step import Steps, stepped
@@ -500,7 +500,7 @@ class Extension:
             note += f" ({accepted:.2g} accepted)"
         findings: list[Finding] = []
         if self.drift is not None:
-            findings = Unsettled().findings(self.drift)
+            findings = DRIFT.findings(self.drift)
         return population.result(
             result, self.density, findings, note, reason, self.drift, **facts
         )

@@ -13,9 +13,7 @@ import pytest
 import composeprob as cp
 from composeprob.findings import Code
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
-from composeprob.results.checks.levels_too_few import LevelsTooFew
-from composeprob.results.checks.mass_missing import MassMissing
-from composeprob.results.checks.unsettled import Unsettled
+from composeprob.results.checks.limits import DRIFT, LEVELS_TOO_FEW, MASS_MISSING
 from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
 from composeprob.results.repetition import Repetition
 from composeprob.runtime.outcome import _missing, discretisation_error
@@ -164,10 +162,10 @@ def test_few_ancestors_that_agree_on_an_event_do_not_make_its_error_small(indepe
 def test_findings_fire_and_not_without_reason():
     for findings, expected, number in (
         (AncestorsCollapsed().findings(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
-        (Unsettled().findings(0.4), Code.UNSETTLED, "0.4"),
-        (LevelsTooFew().findings(4.0), Code.LEVELS_TOO_FEW, "4"),
-        (MassMissing().findings(2.5), Code.LEVELS_TOO_FEW, "12 times"),
-        (MassMissing().findings(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),
+        (DRIFT.findings(0.4), Code.UNSETTLED, "0.4"),
+        (LEVELS_TOO_FEW.findings(4.0), Code.LEVELS_TOO_FEW, "4"),
+        (MASS_MISSING.findings(2.5), Code.LEVELS_TOO_FEW, "12 times"),
+        (MASS_MISSING.findings(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),
     ):
         ((code, text),) = findings
         assert code is expected
@@ -176,15 +174,15 @@ def test_findings_fire_and_not_without_reason():
     for arguments in ((200.0, 300, 1000), (8.0, 8, 8), (4.5, 9, 64)):
         assert AncestorsCollapsed().findings(*arguments) == []
     assert AncestorsCollapsed().findings(3.5, 9, 64)
-    assert Unsettled().findings(0.0) == []
-    assert LevelsTooFew().findings(0.3) == []
-    assert LevelsTooFew().findings(np.nan) == []
-    assert MassMissing().findings(0.0) == MassMissing().findings(1.9) == []
+    assert DRIFT.findings(0.0) == []
+    assert LEVELS_TOO_FEW.findings(0.3) == []
+    assert LEVELS_TOO_FEW.findings(np.nan) == []
+    assert MASS_MISSING.findings(0.0) == MASS_MISSING.findings(1.9) == []
 
 
 def test_means_have_no_errors_where_most_of_the_probability_is_missing():
-    assert not LevelsTooFew().withholds
-    assert MassMissing().withholds
+    assert not LEVELS_TOO_FEW.withholds
+    assert MASS_MISSING.withholds
 
 
 def ended_with(renewed=np.nan, importance=(np.nan, np.nan), normalised=True):

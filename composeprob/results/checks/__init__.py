@@ -1,4 +1,5 @@
-"""Checks of runs: what a status can find, one file each, and the registry of them."""
+"""Checks of runs: what a status can find, one file each or a row of `limits`, and the
+registry of them."""
 
 from __future__ import annotations
 
@@ -17,8 +18,13 @@ from composeprob.results.checks.few_untracked import FewUntracked
 from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
-from composeprob.results.checks.levels_too_few import LevelsTooFew
-from composeprob.results.checks.mass_missing import MassMissing
+from composeprob.results.checks.limits import (
+    DRIFT,
+    LEVELS_TOO_FEW,
+    MASS_MISSING,
+    MEMORY,
+    OUTSIDE_WALLS,
+)
 from composeprob.results.checks.modes_missing import ModesMissing
 from composeprob.results.checks.modes_unreached import ModesUnreached
 from composeprob.results.checks.narrow_steps import NarrowSteps
@@ -31,14 +37,12 @@ from composeprob.results.checks.not_saved import NotSaved
 from composeprob.results.checks.off_target import OffTarget
 from composeprob.results.checks.one_chain import OneChain
 from composeprob.results.checks.out_of_training import OutOfTraining
-from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.checks.rounded_networks import RoundedNetworks
 from composeprob.results.checks.samples_diverged import SamplesDiverged
 from composeprob.results.checks.separated_modes import SeparatedModes
 from composeprob.results.checks.shares_by_importance import SharesByImportance
 from composeprob.results.checks.shares_frozen import SharesFrozen
-from composeprob.results.checks.unsettled import Unsettled
 from composeprob.results.checks.untrained_divisors import UntrainedDivisors
 from composeprob.results.ended import EndedRun
 from composeprob.results.status import Status
@@ -48,7 +52,7 @@ CHECKS: tuple[Check, ...] = (
     Interrupted(),
     SamplesDiverged(),
     NonFinite(),
-    OutsideWalls(),
+    OUTSIDE_WALLS,
     ImpossibleData(),
     NotConservative(),
     NetworkDoubted(),
@@ -70,11 +74,12 @@ CHECKS: tuple[Check, ...] = (
     SharesByImportance(),
     FewInMode(),
     OffTarget(),
-    Unsettled(),
-    MassMissing(),
+    DRIFT,
+    MEMORY,
+    MASS_MISSING,
     NoiseLeft(),
     NarrowSteps(),
-    LevelsTooFew(),
+    LEVELS_TOO_FEW,
     FineData(),
     CheckFailed(),
     NotSaved(),

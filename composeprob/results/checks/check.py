@@ -84,11 +84,12 @@ class Check(abc.ABC):
         ['not_saved']
     """
 
-    code: ClassVar[str]
-    withholds: ClassVar[bool]
-    meaning: ClassVar[str]
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    unless_said: ClassVar[bool] = False
+    # Of a class, or of an object where these are rows of a table.
+    code: str
+    withholds: bool
+    meaning: str
+    needs: frozenset[Need] = frozenset()
+    unless_said: bool = False
     advice: ClassVar[str] = ""
     advice_for_reveals: ClassVar[str] = ""
     advice_for_noise: ClassVar[str] = ""

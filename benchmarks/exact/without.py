@@ -2,9 +2,12 @@
 the checks that flag them.
 
 A way is left out where it stands: in the sampler of each attempt of a plan, or by
-another function in the place of the one that decides. A name that is gone fails loudly.
-Checks change no sample, so they are left out of the registry when the ended run is
-asked once more.
+another function in the place of the one that decides or computes. A name that is gone
+fails loudly. Checks change no sample, so they are left out of the registry when the
+ended run is asked once more.
+
+Renoising by one factor, and latents that `Result.extend` proposes near their data, have
+no row: no default run of `infer` uses them.
 """
 
 from __future__ import annotations
@@ -16,15 +19,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
+
 import composeprob as cp
+from composeprob.compiler.tempering import Near
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.findings import Code, Finding
+from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.gibbs import replaced
 from composeprob.results.checks import CHECKS, ask_at_end, ask_later
 from composeprob.results.ended import EndedRun
+from composeprob.results.importance import can_draw
 from composeprob.runtime.plan import Attempt, Tried
 from composeprob.samplers.finishers import Finisher, GlobalMoves, Relaxation, WarmUp
+from composeprob.samplers.hierarchy import has_dependents
 from composeprob.samplers.sampler import Sampler
+from composeprob.samplers.step import Step
 
+UNTUNED = 1e-9
+"""A gain of step sizes by which they stay where they begin."""
 NEVER = 1e-6
 """A threshold of resampling that no population falls below: its relative effective
 size is 1/N at least."""
@@ -50,14 +63,27 @@ class Function(NamedTuple):
     place: str  # the class in the module, or empty
     name: str
     instead: Any
+    # JAX compiles it, and would go on with what it has compiled.
+    compiled: bool = False
 
-    def patched(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which it is replaced."""
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[Any]:
+        """A context in which it is replaced; yields what stands in its place."""
         # By import, as `composeprob.runtime` may have a function of a module's name.
         holder: Any = importlib.import_module(self.module)
         if self.place:
             holder = getattr(holder, self.place)
-        return mock.patch.object(holder, self.name, self.instead)
+        try:
+            with mock.patch.object(holder, self.name, self.instead) as instead:
+                self._forget()
+                yield instead
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was compiled with another function in its place."""
+        if self.compiled:
+            jax.clear_caches()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +139,39 @@ def without_second_run(sampler: Sampler) -> Sampler:
     return replaced(sampler, check_levels=False)
 
 
+def without_control(sampler: Sampler) -> Sampler:
+    """Return a sampler whose steps have no control."""
+    step = sampler.step
+    if step is None or step.control == "none":
+        return sampler
+    return replaced(sampler, step=replaced(step, control="none"))
+
+
+def without_look_ahead(sampler: Sampler) -> Sampler:
+    """Return reveals that are weighted by what is visible alone."""
+    if not isinstance(sampler, cp.Reveal) or sampler.look_ahead == 0:
+        return sampler
+    return replaced(sampler, look_ahead=0.0)
+
+
+def without_tuning(sampler: Sampler) -> Sampler:
+    """Return a sampler whose step sizes stay where they begin, in units of the
+    noise."""
+
+    def adapts(part: object) -> bool:
+        return isinstance(part, Adaptive)
+
+    def change(part: object) -> object:
+        if isinstance(part, Adaptive):
+            return replaced(part, gain=UNTUNED)
+        return part
+
+    if not any(map(adapts, jax.tree.leaves(sampler, is_leaf=adapts))):
+        return sampler
+    changed: Sampler = jax.tree.map(change, sampler, is_leaf=adapts)
+    return changed
+
+
 def of_samplers(name: str, what: str, change: Callable[[Sampler], Sampler]) -> Way:
     """Return the way of a change of samplers, which a call uses if one changes."""
 
@@ -134,6 +193,49 @@ def went_closer(plan: Plan) -> bool:
 def corrected(plan: Plan) -> bool:
     trusts = [result.trust for result in plan.results()]
     return any(trust is not None and trust.corrections for trust in trusts)
+
+
+def bends(plan: Plan) -> bool:
+    """Return whether steps follow the curvature of data or user energies."""
+    for attempt in plan.attempts:
+        step = attempt.sampler.step
+        if step is None or step.order != 2 or step.twist == 0:
+            continue
+        if attempt.density.evaluator.guided:
+            return True
+    return False
+
+
+def looks_ahead(plan: Plan) -> bool:
+    for attempt in plan.attempts:
+        density = attempt.density
+        if not isinstance(density, CategoricalDensity):
+            continue
+        changes = without_look_ahead(attempt.sampler) is not attempt.sampler
+        if changes and density.tokens.looks_ahead:
+            return True
+    return False
+
+
+def sees_near(plan: Plan) -> bool:
+    def near(part: object) -> bool:
+        return isinstance(part, Near)
+
+    densities = [attempt.density for attempt in plan.attempts]
+    return any(map(near, jax.tree.leaves(densities, is_leaf=near)))
+
+
+def draws_importance(plan: Plan) -> bool:
+    return any(can_draw(attempt.density) for attempt in plan.attempts)
+
+
+def moves_dependents(plan: Plan) -> bool:
+    densities = [attempt.density for attempt in plan.attempts]
+    return any(each.num_levels == 1 and has_dependents(each) for each in densities)
+
+
+def unbent(step: Step, *_: Any) -> Step:
+    return step
 
 
 def never(*_: Any) -> bool:
@@ -175,6 +277,53 @@ WAYS = (
         "second-run",
         "the run over every other level, for the error of the evidence",
         without_second_run,
+    ),
+    of_samplers(
+        "step-controls",
+        "controls of reverse steps, under which weights differ less",
+        without_control,
+    ),
+    Way(
+        "bent-step",
+        "the curvature of data in the noise of reverse steps",
+        bends,
+        Function("composeprob.samplers.step", "Step", "bent", unbent, compiled=True),
+    ),
+    Way(
+        "look-ahead",
+        "normalisers of hidden tokens in the weights of reveals",
+        looks_ahead,
+        sampler=without_look_ahead,
+    ),
+    Way(
+        "near",
+        "points near the prior in the place of x/α, for data that fall faster than any "
+        "power, such as Poisson counts",
+        sees_near,
+        Function("composeprob.compiler.tempering", "", "_far", never),
+    ),
+    Way(
+        "importance-samples",
+        "importance samples of the program's factors, which checks compare",
+        draws_importance,
+        Function("composeprob.results.checks.check", "", "can_draw", never),
+    ),
+    Way(
+        "short-steps",
+        "far shorter steps of some transitions of HMC, for scales near 0",
+        moves_dependents,
+        Function(
+            "composeprob.samplers.hierarchy",
+            "ShortAndLong",
+            "begin",
+            HMC.begin,
+            compiled=True,
+        ),
+    ),
+    of_samplers(
+        "tuned-steps",
+        "step sizes that follow the acceptance, on the way down",
+        without_tuning,
     ),
 )
 """Ways that default runs have. Swaps of replicas are those of a sampler that the user

@@ -3,11 +3,14 @@ that a stopped run goes on."""
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import modes
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from exact import ablation, axis, constraints, grids, measure, networks, right, without
 from exact.case import Answer, schedule
@@ -16,6 +19,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import composeprob as cp
+from composeprob.results.checks import Need
+from sampling_cases import measured, single, slow
 
 
 def level_0():
@@ -203,8 +208,10 @@ def test_there_are_thirty_easy_programs_and_names_are_unique():
     assert len({case.name for case in cases}) == len(cases)
 
 
-def test_each_way_names_a_part_of_the_library_that_stands():
+def test_each_way_names_a_part_of_the_library_that_stands(monkeypatch):
     """A function that is gone fails loudly, and is itself again afterwards."""
+    # Other tests go on with what they have compiled.
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
     for way in without.WAYS:
         if way.function is None:
             continue
@@ -243,7 +250,7 @@ def test_a_way_is_left_out_of_the_runs_that_use_it():
     (result,) = plan.results()  # the plan stops asking after its last attempt
     assert result.evaluations == default["evaluations"]
     assert (default["way"], other["way"]) == ("", "global-moves")
-    assert default["uses"] == ["global-moves"]
+    assert default["uses"] == ["global-moves", "importance-samples", "tuned-steps"]
     assert default["evaluations"] - other["evaluations"] == 20
     assert "global moves" in default["reason"]
     again = ablation.measure([case], [64], 1, ways, written, pytest.fail)
@@ -253,6 +260,88 @@ def test_a_way_is_left_out_of_the_runs_that_use_it():
     assert moves[:3] == ["global-moves", "1", "0"]
     assert closer[1:3] == ["0", "–"]
     assert ablation.idle([nothing, moves, closer]) == ["global-moves"]
+
+
+@cp.program
+def group():
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    with numpyro.plate("members", 3):
+        numpyro.sample("x", dist.Normal(0.0, scale))
+
+
+class Comparable(cp.Check):
+    """A remark on runs that importance samples can be compared with."""
+
+    code = "comparable"
+    withholds = False
+    meaning = "importance samples can be compared with the run"
+    needs = frozenset({Need.IMPORTANCE})
+
+    def ask(self, run):
+        return [self.finding("Importance samples can be compared with the run.")]
+
+
+def along_one_axis():
+    case = axis.along("tiny", "a Gaussian", ((right.gaussian(0.4, 0.7), 1.0),), cut=0.2)
+    return case.compile()
+
+
+def by_moments():
+    prior = cp.Analytic(dist.Normal(1.0, 1.5), schedule())
+    law = partial(dist.Normal, scale=0.3)
+    return cp.compile(measured, prior, law, jnp.float32(2.0), "moments")
+
+
+def of_a_count():
+    prior = cp.Analytic(dist.Normal(1.0, 1.5), schedule())
+
+    def law(x):
+        return dist.Poisson(jnp.exp(x))
+
+    return cp.compile(measured, prior, law, jnp.float32(20.0))
+
+
+def of_tokens():
+    logits = jnp.asarray(2 * np.random.default_rng(3).normal(size=(3, 3)))
+
+    def network(tokens, visible):
+        return logits + 0.0 * tokens[:, None]
+
+    f = cp.MaskedDiffusion(network, length=3, num_values=3, mask="boolean")
+    return cp.compile(single, f**4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled", "chains"),
+    [
+        ("look-ahead", of_tokens, 64),
+        ("importance-samples", along_one_axis, 16),
+        slow("step-controls", along_one_axis, 256),
+        slow("tuned-steps", along_one_axis, 64),
+        slow("bent-step", by_moments, 64),
+        slow("near", of_a_count, 64),
+        slow("short-steps", partial(cp.compile, group), 16),
+    ],
+)
+def test_a_run_without_a_way_is_another_run(name, compiled, chains):
+    """With the way it is the same again, whatever was compiled without it."""
+    way = without.way(name)
+    found = []
+    for some in (None, way, None):
+        with without.left_out(some) as plan:
+            result = cp.infer(
+                compiled(),
+                jax.random.key(0),
+                num_chains=chains,
+                progress=False,
+                checks=[Comparable()],
+            )
+            codes = [str(finding.code) for finding in result.status.findings]
+        found.append((codes, *(values.tolist() for values in result.samples.values())))
+        assert some is not None or way.used(plan)
+    default, other, again = found
+    assert default == again
+    assert default != other
 
 
 def test_a_check_is_left_out_of_the_run_that_it_named():

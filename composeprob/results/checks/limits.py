@@ -14,6 +14,11 @@ from composeprob.results.checks.check import Check, Need
 from composeprob.results.ended import EndedRun
 
 
+def _zero() -> float:
+    """The limit of numbers that are 0 where there is nothing to say."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Limit(Check):
     """A check that a number of a run is above a limit.
@@ -36,7 +41,7 @@ class Limit(Check):
     meaning: str
     number: Callable[[EndedRun], float]
     text: Callable[[float], str]
-    most: Callable[[], float] = lambda: 0.0
+    most: Callable[[], float] = _zero
     needs: frozenset[Need] = frozenset()
     unless_said: bool = False
 

@@ -13,7 +13,12 @@ import pytest
 import composeprob as cp
 from composeprob.findings import Code
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
-from composeprob.results.checks.limits import DRIFT, LEVELS_TOO_FEW, MASS_MISSING
+from composeprob.results.checks.limits import (
+    DRIFT,
+    LEVELS_TOO_FEW,
+    MASS_MISSING,
+    MEMORY,
+)
 from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
 from composeprob.results.repetition import Repetition
 from composeprob.runtime.outcome import _missing, discretisation_error
@@ -163,6 +168,7 @@ def test_findings_fire_and_not_without_reason():
     for findings, expected, number in (
         (AncestorsCollapsed().findings(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
         (DRIFT.findings(0.4), Code.UNSETTLED, "0.4"),
+        (MEMORY.findings(0.3), Code.UNSETTLED, "0.3"),
         (LEVELS_TOO_FEW.findings(4.0), Code.LEVELS_TOO_FEW, "4"),
         (MASS_MISSING.findings(2.5), Code.LEVELS_TOO_FEW, "12 times"),
         (MASS_MISSING.findings(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),

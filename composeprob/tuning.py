@@ -292,7 +292,7 @@ class _Reward(NamedTuple):
     # Errors beyond which moves have found more than weights predict.
     by_chance: float = 4.0
     # Least excess, in nats, that counts.
-    least_excess: float = 0.3
+    least_excess: float = 1.2
 
 
 # Criteria without a gradient.

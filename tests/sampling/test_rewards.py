@@ -228,7 +228,7 @@ def test_a_small_place_of_high_reward_that_moves_found_is_said():
     assert np.isnan(result.log_evidence_error)
 
 
-@pytest.mark.parametrize(("shift", "is_excess"), [(0.0, False), (1.5, True)])
+@pytest.mark.parametrize(("shift", "is_excess"), [(0.0, False), (3.0, True)])
 def test_weights_predict_their_mean_after_a_stage(shift, is_excess):
     """exp(a·x) makes N(a, 1) of N(0, 1); a population farther on is in excess."""
     a = 0.7
@@ -240,7 +240,7 @@ def test_weights_predict_their_mean_after_a_stage(shift, is_excess):
         excesses.append(predicted.excess(a * after))
     assert predicted.log_mean == pytest.approx(1.5 * a**2, abs=0.3)
     found = np.mean(np.array(excesses) > 0)
-    assert found > 0.8 if is_excess else found == 0.0
+    assert found == float(is_excess)
 
 
 def test_the_calls_are_kept_in_a_file(tmp_path):

@@ -30,7 +30,8 @@ class Code(enum.StrEnum):
     WEIGHTS_COLLAPSED = "weights_collapsed"  # few effective chains at a level
     ANCESTORS_COLLAPSED = "ancestors_collapsed"  # few effective ancestors at the end
     MODES_MISSING = "modes_missing"
-    MODES_UNREACHED = "modes_unreached"  # importance samples lie where no chain is
+    # Importance samples lie where no chain is, or moves under a reward lead there.
+    MODES_UNREACHED = "modes_unreached"
     SHARES_FROZEN = "shares_frozen"  # mode proportions are unreliable
     OFF_TARGET = "off_target"  # samples contradict Stein's identity at level 0
     UNSETTLED = "unsettled"  # the warm-up at level 0 did not converge

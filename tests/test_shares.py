@@ -247,6 +247,24 @@ def test_two_modes_are_two_groups(d):
         assert "x[0]" in largest_difference({"x": points}, groups.index)
 
 
+def test_one_chain_is_a_group_only_where_any_group_counts():
+    """Whichever chain it is: few of the pairs that are examined have it."""
+    points, log_density = gaussian(np.random.default_rng(0), 2)
+    depths = barriers(
+        lambda x: np.logaddexp(log_density(x), log_density(x - 14.0))  # two modes
+    )
+    assert separated({"x": points}, depths, apart=0.0) is None
+    for chain in range(CHAINS):
+        moved = points.copy()
+        moved[chain] += 14.0
+        assert separated({"x": moved}, depths) is None
+        groups = separated({"x": moved}, depths, apart=0.0)
+        assert groups is not None
+        assert np.bincount(groups.index).min() == 1
+        assert groups.separated > 0
+        assert groups.depth > 5
+
+
 @pytest.mark.parametrize("d", [40, 64])
 def test_the_noise_of_many_entries_does_not_hide_two_modes(d):
     """On the way from mode to mode it averages out, which lifts log π in the middle by

@@ -107,7 +107,8 @@ def separated(
     some = np.random.default_rng(0).permutation(len(first))[: tuning.SHARES.pairs]
     depth = barriers(chosen(sites, first[some]), chosen(sites, second[some]))
     share = share_separated(depth, numbers)
-    if not share > apart:
+    # Some pairs alone may miss a group of few chains, which counts where any does.
+    if apart > 0 and not share > apart:
         return None
     # The shortest tree leads over every gap that neighbours leave.
     points = scaled(points, sizes)
@@ -120,6 +121,9 @@ def separated(
     in_different_groups = 1 - np.sum((np.bincount(index) / m) ** 2)
     if in_different_groups <= apart:
         return None
+    if share == 0.0:  # no pair that was examined has a chain of a small group
+        share = in_different_groups
+        depth = of_pairs
     return Groups(index, share, float(np.median(depth[depth > deep])))
 
 
